@@ -1,0 +1,221 @@
+"""The checkpoint store: one folder a checkpoint, whole or not there at all.
+
+``<root>/<trial>/<step>/`` holds what the trainer saved, the trial's reports so far, and a manifest
+with a checksum of every file. It is written under a temporary name and renamed when all of it is on
+the disk. Who may delete is decided by ``hpo.study``; this only does it. No pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from hpo.errors import CheckpointError
+from trainers.protocol import ADAPTER_FOLDER, Report
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+HISTORY = "history.json"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is whole.
+
+    Attributes:
+        folder: What the trainer saved, with our two files beside it.
+        step: Optimizer steps done.
+        history: Every validation up to here, oldest first, without step lines.
+        is_validation: Written with a validation's report, and not by a pause between two.
+    """
+
+    folder: Path
+    step: int
+    history: tuple[Report, ...]
+    is_validation: bool
+
+    @property
+    def adapter(self) -> Path:
+        """The weights that load without this package."""
+        return self.folder / ADAPTER_FOLDER
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The checkpoints of one study.
+
+    Attributes:
+        root: A folder that the driver and every node can reach.
+    """
+
+    root: Path
+
+    def trial_folder(self, trial: int) -> Path:
+        """Return the folder of a trial's checkpoints and log."""
+        return self.root / str(trial)
+
+    def write(
+        self,
+        trial: int,
+        step: int,
+        history: Sequence[Report],
+        is_validation: bool,
+        save: Callable[[Path], None],
+    ) -> Path:
+        """Write one checkpoint durably, and return its folder.
+
+        One that is there already and whole is left as it is: the same trial at the same step.
+
+        Args:
+            trial: Number of the trial.
+            step: Optimizer steps done.
+            history: Every validation so far.
+            is_validation: Whether the newest of them was made at this very step.
+            save: Writes the trainer's part into an empty folder.
+
+        Raises:
+            CheckpointError: The disk is full or may not be written.
+        """
+        final = self.trial_folder(trial) / str(step)
+        if self._read(trial, step, check=False) is not None:
+            return final
+        unfinished = final.with_name(f".{step}.{uuid.uuid4().hex[:8]}")
+        try:
+            unfinished.mkdir(parents=True)
+            save(unfinished)
+            reports = [asdict(replace(report, step_lines=(), samples=())) for report in history]
+            (unfinished / HISTORY).write_text(json.dumps(reports), encoding="utf-8")
+            manifest = {
+                "format": FORMAT,
+                "trial": trial,
+                "step": step,
+                "is_validation": is_validation,
+                "files": {name: _checksum(unfinished / name) for name in _files(unfinished)},
+            }
+            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            for path in unfinished.rglob("*"):
+                _fsync(path)
+            _fsync(unfinished)
+            if final.exists():  # torn: a whole one was found above
+                shutil.rmtree(final)
+            unfinished.rename(final)
+            _fsync(final.parent)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise CheckpointError(
+                f"cannot write the checkpoint {final}: {error.strerror or error}. Free space there or "
+                f"mend its permissions, then type `hpo resume`: the study goes on from the "
+                f"checkpoint before."
+            ) from error
+        return final
+
+    def newest(self, trial: int) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole; torn ones are passed over."""
+        for step in reversed(self.steps(trial)):
+            checkpoint = self._read(trial, step, check=True)
+            if checkpoint is not None:
+                return checkpoint
+        return None
+
+    def at_step(self, trial: int, step: int) -> Checkpoint:
+        """Return one checkpoint.
+
+        Raises:
+            CheckpointError: It is missing or torn.
+        """
+        checkpoint = self._read(trial, step, check=True)
+        if checkpoint is None:
+            raise CheckpointError(
+                f"the checkpoint {self.trial_folder(trial) / str(step)} is missing or torn."
+            )
+        return checkpoint
+
+    def steps(self, trial: int) -> list[int]:
+        """Return the steps that a trial has a checkpoint of, rising; whole or not."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            names = os.listdir(self.trial_folder(trial))
+            return sorted(int(name) for name in names if name.isdecimal())
+        return []
+
+    def trials(self) -> list[int]:
+        """Return the trials that have a folder here."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(int(name) for name in os.listdir(self.root) if name.isdecimal())
+        return []
+
+    def delete(self, trial: int, keep: Collection[int] = ()) -> None:
+        """Delete a trial's checkpoints but those of some steps; its log stays.
+
+        A checkpoint is renamed out of sight first, so a crash leaves no torn one behind.
+        """
+        for step in self.steps(trial):
+            if step not in keep:
+                gone = self.trial_folder(trial) / f".gone.{step}.{uuid.uuid4().hex[:8]}"
+                with contextlib.suppress(FileNotFoundError):
+                    (self.trial_folder(trial) / str(step)).rename(gone)
+
+        self._sweep(self.trial_folder(trial), prefix=".gone.")
+
+    def sweep(self, trial: int) -> None:
+        """Delete what killed writers left of a trial that nobody trains now."""
+        self._sweep(self.trial_folder(trial), prefix=".")
+
+    def _sweep(self, folder: Path, prefix: str) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for name in os.listdir(folder):
+                if name.startswith(prefix):
+                    shutil.rmtree(folder / name, ignore_errors=True)
+
+    def _read(self, trial: int, step: int, *, check: bool) -> Checkpoint | None:
+        folder = self.trial_folder(trial) / str(step)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            files = manifest["files"]
+            whole = manifest["format"] == FORMAT and all(
+                (folder / name).stat().st_size == expected["bytes"]
+                and (not check or _checksum(folder / name) == expected)
+                for name, expected in files.items()
+            )
+            if not whole:
+                return None
+            history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+            return Checkpoint(
+                folder=folder,
+                step=int(manifest["step"]),
+                history=tuple(Report(**report) for report in history),
+                is_validation=bool(manifest["is_validation"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix()
+
+
+def _checksum(path: Path) -> dict[str, object]:
+    digest = hashlib.blake2b(digest_size=16)
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "blake2b": digest.hexdigest()}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,210 @@
+"""The verbs that run a search and end it: run, resume, stop, delete."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpo.cli import INTERRUPTED
+from hpo.cli.console import print_json, stderr, stdout
+from hpo.cli.target import JsonOption, StorageOption, StudyArgument, find_storage, find_target
+from hpo.edits import check_edit
+from hpo.errors import SpecError, StudyError, TrainerError
+from hpo.progress import RunProgress
+from hpo.samplers import GRID
+from hpo.spec import StudySpec
+from hpo.spec_file import read_spec_file
+from hpo.studies import StudyRecord, best_of, create_study
+from hpo.study import Study
+from hpo.tables import as_json, shown, trials_table
+
+STOP_WAIT_S = 60
+
+TrialsOption = Annotated[
+    int | None,
+    typer.Option("--trials", min=1, help="Trials of the whole study; overrides 'budget: trials'."),
+]
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The study's YAML file.")],
+    trials: TrialsOption = None,
+    study: Annotated[
+        str | None, typer.Option(help="Another name for the study than the file's.")
+    ] = None,
+    storage: StorageOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a new study: propose configs, train them, prune the losers, keep the best.
+
+    Ctrl-C saves every running trial and leaves; `hpo resume` goes on. An existing study is refused.
+    """
+    read = read_spec_file(file)
+    spec = _renamed(read.spec, study)
+    num_trials = _num_trials(spec, trials)
+    spec = _with_trials(spec, num_trials)
+    record = create_study(spec, find_storage(storage, read.storage))
+    try:
+        _search(record, num_trials, json)
+    except TrainerError:
+        if not any(trial.reports for trial in record.trials()):
+            record.delete()  # nothing was trained: the mended file may use the name
+        raise
+
+
+def resume(
+    study: StudyArgument,
+    trials: TrialsOption = None,
+    storage: StorageOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Go on with a study from its database alone, whatever ended it: Ctrl-C, a crash, kill -9.
+
+    Finished trials stand; interrupted ones go on from their last checkpoint under their number.
+    --trials extends the study. With an edited file, ranges may widen.
+    """
+    target = find_target(study, storage)
+    record = target.open()
+    spec = record.spec
+    if target.file is not None:
+        edited = _renamed(target.file.spec, record.name)
+        check_edit(spec, edited)
+        spec = edited.model_copy(
+            update={
+                "budget": edited.budget.model_copy(
+                    update={"trials": edited.budget.trials or spec.budget.trials}
+                )
+            }
+        )
+    num_trials = trials or spec.budget.trials or 1
+    have = len(record.trials())
+    if num_trials < have:
+        raise StudyError(
+            f"the study {record.name!r} has {have} trials; --trials {num_trials} is fewer."
+        )
+    record = record.update_spec(_with_trials(spec, num_trials))
+    _search(record, num_trials, json)
+
+
+def stop(
+    study: StudyArgument,
+    storage: StorageOption = None,
+    wait: Annotated[
+        bool, typer.Option(help="Wait until it has left, for a minute at most.")
+    ] = True,
+) -> None:
+    """Ask a running study to save every trial and leave. `hpo resume` goes on later."""
+    record = find_target(study, storage).open()
+    if not any(trial.state == "RUNNING" for trial in record.trials()):
+        stderr.print(f"the study {record.name!r} has no running trial; there is nothing to stop.")
+        return
+    record.request_stop()
+    stderr.print(f"asked the study {record.name!r} to save and leave.")
+    deadline = time.monotonic() + (STOP_WAIT_S if wait else 0)
+    while time.monotonic() < deadline:
+        if not any(trial.state == "RUNNING" for trial in record.trials()):
+            stderr.print(f"it has left. To go on: hpo resume {record.name}")
+            return
+        time.sleep(1)
+    if wait:
+        stderr.print(
+            f"it has not left yet. If its process is dead, `hpo resume {record.name}` takes over."
+        )
+
+
+def delete(
+    study: StudyArgument,
+    storage: StorageOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    missing_ok: Annotated[
+        bool, typer.Option("--missing-ok", help="No error if there is no such study.")
+    ] = False,
+) -> None:
+    """Remove a study: its rows in the database, its checkpoints and its best adapter."""
+    try:
+        record = find_target(study, storage).open()
+    except StudyError:
+        if missing_ok:
+            return
+        raise
+    folder = Path(record.spec.output_dir) / record.name
+    num_trials = len(record.trials())
+    if not yes and not typer.confirm(
+        f"Delete the study {record.name!r} with {num_trials} trials, and {folder}?", err=True
+    ):
+        raise StudyError("nothing was deleted.")
+    record.delete()
+    shutil.rmtree(folder, ignore_errors=True)
+    stderr.print(f"deleted the study {record.name!r} and {folder}")
+
+
+def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
+    from hpo.cluster.driver import Driver
+
+    held = Study(record, num_trials)
+    progress = RunProgress(held, stderr)
+    try:
+        outcome = Driver(held, progress).run()
+    finally:
+        progress.close()
+        held.close()
+    trials = held.trials()
+    best = best_of(trials, held.spec)
+    if as_json_:
+        print_json(
+            {
+                "study": record.name,
+                "outcome": outcome.reason,
+                "best": None if best is None else as_json(best),
+                "trials": [as_json(trial) for trial in trials],
+            }
+        )
+    else:
+        stdout.print(trials_table(trials, held.spec, best))
+        _tell_best(held, best)
+    if outcome.early:
+        stderr.print(f"stopped: {outcome.reason}. To go on: hpo resume {record.name}")
+    if outcome.by_signal:
+        raise typer.Exit(INTERRUPTED)
+    if best is None and not outcome.early:
+        stderr.print(f"no trial was completed. Causes: hpo status {record.name}")
+        raise typer.Exit(1)
+
+
+def _tell_best(study: Study, best: object) -> None:
+    from hpo.studies import TrialRecord
+
+    if not isinstance(best, TrialRecord):
+        return
+    spec = study.spec
+    config = ", ".join(f"{name}={shown(best.config.get(name))}" for name in spec.space)
+    stdout.print(
+        f"best: trial {best.number}, {spec.metric} {shown(best.value)}, {config}", soft_wrap=True
+    )
+    stdout.print(f"adapter: {study.folder / 'best' / 'adapter'}", soft_wrap=True)
+    stdout.print(
+        f"next: hpo dashboard {spec.study} | hpo export {spec.study} --merge | "
+        f"hpo resume {spec.study} --trials {study.num_trials * 2}",
+        soft_wrap=True,
+    )
+
+
+def _renamed(spec: StudySpec, name: str | None) -> StudySpec:
+    return spec if name is None else StudySpec.model_validate({**spec.model_dump(), "study": name})
+
+
+def _with_trials(spec: StudySpec, num_trials: int) -> StudySpec:
+    return spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials": num_trials})})
+
+
+def _num_trials(spec: StudySpec, option: int | None) -> int:
+    asked = option or spec.budget.trials
+    if asked is not None:
+        return asked
+    if spec.sampler.type == GRID:
+        return len(spec.search_space.grid_points())
+    raise SpecError("how many trials? Give --trials 40, or 'budget: {trials: 40}' in the file.")

@@ -1,0 +1,272 @@
+"""Runs a study on Ray until it is done, its time is up, or somebody asks it to stop.
+
+Starts or joins the cluster, wires the study to Tune, and turns signals into a graceful leave: every
+trial is saved and handed back. The study's rules are in ``hpo.study``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hpo.cluster.slots import Node, nodes_of, num_slots, request
+from hpo.errors import StudyError, TrainerError
+from hpo.study import Claim, Study
+from trainers.protocol import Report
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "hpo"
+STOP_POLL_S = 2.0
+RETRIES = 3
+
+_ENVIRONMENT = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours saves the trials first
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+
+
+class Progress(Protocol):
+    """Who watches a run: told of what happens, on the driver's own thread."""
+
+    def began(self, claim: Claim) -> None:
+        """A trial was proposed or adopted."""
+
+    def reported(self, number: int, report: Report, over: bool) -> None:
+        """A report is stored; ``over`` if it was the trial's last."""
+
+    def noted(self, message: str) -> None:
+        """Something to say in one line."""
+
+    def tick(self) -> None:
+        """Called several times a second."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        by_signal: Ctrl-C or SIGTERM ended it before it was done.
+        early: That, `hpo stop` or the time budget did.
+        reason: In one line.
+    """
+
+    by_signal: bool
+    early: bool
+    reason: str
+
+
+class Driver:
+    """One run of a study."""
+
+    def __init__(self, study: Study, progress: Progress) -> None:
+        self._study = study
+        self._progress = progress
+        self._run_id = uuid.uuid4().hex[:8]
+        self._ending: str | None = None
+        self._fatal: str | None = None
+        self._paused = False
+        self._signals = 0
+        self._poll_at = 0.0
+        self._slots_at = 0.0
+        self._slots = 0
+        hours = study.spec.budget.hours
+        self._ends_at = None if hours is None else time.monotonic() + hours * 3600
+
+    def run(self) -> Outcome:
+        """Train until the study is done, or told to stop.
+
+        Raises:
+            TrainerError: No trial can be trained at all, and why.
+            HpoError: The database or the disk failed; everything stored stands.
+        """
+        with self._signals_caught(), self._cluster():
+            searcher = self._tune()
+        if self._fatal is not None:
+            raise TrainerError(self._fatal)
+        if self._ending is not None:
+            return Outcome(self._signals > 0, True, self._ending)
+        return Outcome(False, False, searcher.exhausted or "done")
+
+    # The cluster
+
+    @contextlib.contextmanager
+    def _cluster(self) -> Iterator[None]:
+        import ray
+
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        address = self._study.spec.ray_address
+        started = not ray.is_initialized()
+        if started:
+            self._progress.noted(
+                f"joining the Ray cluster {address}" if address else "starting Ray on this machine"
+            )
+            try:
+                ray.init(
+                    address=address or "local",
+                    namespace=NAMESPACE,
+                    include_dashboard=False if address is None else None,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+            except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+                raise StudyError(
+                    f"cannot {'join the Ray cluster ' + address if address else 'start Ray'}: {error}"
+                ) from None
+        try:
+            yield
+        finally:
+            self._end_hosts()
+            if started:
+                ray.shutdown()
+
+    def _hosts(self) -> list[Any]:
+        import ray
+        from ray.util import list_named_actors
+
+        handles = []
+        for actor in list_named_actors(all_namespaces=True):
+            if actor["name"].startswith(f"hpo-host-{self._run_id}-"):
+                with contextlib.suppress(ValueError):
+                    handles.append(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+        return handles
+
+    def _end_hosts(self) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):  # a cluster that is gone has no hosts
+            for host in self._hosts():
+                ray.kill(host)
+
+    def _nodes(self) -> list[Node]:
+        import ray
+
+        return nodes_of(ray.nodes())
+
+    def _num_slots(self) -> int:
+        """Return the places of the cluster as it is now; nodes come and go."""
+        if time.monotonic() >= self._slots_at:
+            self._slots_at = time.monotonic() + 1.0
+            self._slots = num_slots(self._nodes(), self._study.spec.resources.gpu)
+        limit = self._study.spec.max_concurrent
+        return self._slots if limit is None else min(self._slots, limit)
+
+    # Tune
+
+    def _tune(self) -> Any:
+        from ray import tune
+
+        from hpo.cluster.heart import Heart
+        from hpo.cluster.proxy import TrialProxy
+        from hpo.cluster.scheduler import StudyScheduler
+        from hpo.cluster.searcher import StudySearcher
+
+        spec = self._study.spec
+        nodes = self._nodes()
+        if self._num_slots() == 0 and spec.ray_address is None:
+            raise StudyError(
+                f"a trial needs {spec.resources.gpu:g} GPUs and this machine has "
+                f"{sum(node.gpus for node in nodes):g}. Set 'resources: {{gpu: ...}}' to less, or "
+                f"'ray_address:' to a cluster that has more."
+            )
+        searcher = StudySearcher(
+            self._study, self._num_slots, self._tune_config, lambda: self._ending is not None
+        )
+        scheduler = StudyScheduler(self._study, self._progress.reported, self._on_fatal)
+        scratch = tempfile.mkdtemp(prefix="hpo-tune-")
+        try:
+            tune.Tuner(
+                tune.with_resources(TrialProxy, request(nodes, spec.resources.gpu)),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=scheduler,
+                    num_samples=-1,
+                    reuse_actors=True,
+                    trial_name_creator=lambda trial: f"trial_{trial.config['number']}",
+                    trial_dirname_creator=lambda trial: f"trial_{trial.config['number']}",
+                ),
+                run_config=tune.RunConfig(
+                    name=spec.study,
+                    storage_path=scratch,
+                    verbose=0,
+                    callbacks=[Heart(self._beat)],
+                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                ),
+            ).fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return searcher
+
+    def _tune_config(self, claim: Claim) -> dict[str, Any]:
+        from hpo.cluster.host import HostSetup
+
+        self._progress.began(claim)
+        spec = self._study.spec
+        setup = HostSetup(
+            trainer=spec.trainer,
+            fixed=spec.fixed,
+            store=str(self._study.store.root),
+            patience_s=max(spec.lease_s, 15.0),
+        )
+        return {
+            "number": claim.number,
+            "config": claim.config,
+            "setup": setup,
+            "run_id": self._run_id,
+        }
+
+    # Ending
+
+    def _on_fatal(self, reason: str) -> None:
+        self._fatal = self._fatal or reason
+        self._ending = "no trial can be trained"
+
+    def _beat(self) -> None:
+        """Called by Tune's loop several times a second."""
+        self._study.tick()
+        self._progress.tick()
+        now = time.monotonic()
+        if self._ends_at is not None and now >= self._ends_at:
+            self._ending = self._ending or "the time budget is used up"
+        if now >= self._poll_at and self._ending is None:
+            self._poll_at = now + STOP_POLL_S
+            if self._study.record.stop_requested():
+                self._ending = "`hpo stop` asked for it"
+        if self._ending is not None and not self._paused:
+            self._paused = True
+            self._progress.noted(f"stopping ({self._ending}): saving every running trial")
+            for host in self._hosts():
+                host.pause.remote()
+
+    @contextlib.contextmanager
+    def _signals_caught(self) -> Iterator[None]:
+        def catch(number: int, _frame: object) -> None:
+            self._signals += 1
+            if self._signals > 1:
+                raise KeyboardInterrupt
+            self._ending = self._ending or f"caught {signal.Signals(number).name}"
+
+        before = {s: signal.signal(s, catch) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

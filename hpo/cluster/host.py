@@ -1,0 +1,238 @@
+"""The process that owns a device: one base model, one trainer, all trials placed there.
+
+A Ray actor, found by name or made by the first proxy that Ray places on the device. It trains in a
+thread of its own; its methods only pass messages. Knows nothing of the study: it is told what to
+train, writes each checkpoint before its report leaves, and goes away when nobody calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpo.checkpoints import CheckpointStore
+from hpo.errors import HpoError
+from hpo.lookup import find_trainer
+from trainers.protocol import Report, Trainer
+
+
+@dataclass(frozen=True)
+class HostSetup:
+    """What a host is made of; the same for all hosts of a driver.
+
+    Attributes:
+        trainer: Name or dotted path.
+        fixed: Options that all trials share.
+        store: Root of the study's checkpoints.
+        patience_s: A host that nobody has called for so long ends itself.
+    """
+
+    trainer: str
+    fixed: Mapping[str, object]
+    store: str
+    patience_s: float
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a host says of one trial: a report, that it is paused, or why it cannot train at all.
+
+    Attributes:
+        report: A validation or an end.
+        paused: It is saved and not trained any more; nothing of it is lost.
+        fatal: No trial can be trained here: the model or the data is wrong, or the disk is full.
+    """
+
+    report: Report | None = None
+    paused: bool = False
+    fatal: str | None = None
+
+
+@dataclass
+class _Seat:
+    """One trial on this host."""
+
+    config: Mapping[str, object]
+    history: list[Report] = field(default_factory=list)
+    words: deque[Word] = field(default_factory=deque)
+    steps_seen: int = 0
+    ended: bool = False
+
+
+class ModelHost:
+    """Trains trials on one device. Made a Ray actor by the proxy; usable without Ray in tests."""
+
+    def __init__(self, setup: HostSetup, device: str) -> None:
+        self._setup = setup
+        self._device = device
+        self._store = CheckpointStore(Path(setup.store))
+        self._seats: dict[int, _Seat] = {}
+        self._requests: deque[Callable[[Trainer], None]] = deque()
+        self._changed = threading.Condition()
+        self._fatal: str | None = None
+        self._pausing = False
+        self._called_at = time.monotonic()
+        threading.Thread(target=self._run, name="train", daemon=True).start()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    # Called by proxies and the driver
+
+    def join(self, number: int, config: Mapping[str, object]) -> None:
+        """Let a trial join at the next step, from its newest checkpoint or from its beginning.
+
+        One that is here already is begun again: its proxy died, maybe with a report in its hands.
+        """
+        self.leave(number)
+        with self._changed:
+            seat = _Seat(config)
+            self._seats[number] = seat
+            self._requests.append(lambda trainer: self._add(trainer, number, seat))
+            self._changed.notify_all()
+
+    def next_word(self, number: int, timeout_s: float) -> Word | None:
+        """Wait for a trial's next report; None if there is none yet."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                self._called_at = time.monotonic()
+                if self._fatal is not None:
+                    return Word(fatal=self._fatal)
+                words = self._seats[number].words
+                if words:
+                    return words.popleft()
+                if self._called_at >= deadline:
+                    return None
+                self._changed.wait(min(1.0, deadline - self._called_at))
+
+    def leave(self, number: int) -> None:
+        """Let a trial leave at the next step. One that is not here is no error."""
+        with self._changed:
+            self._called_at = time.monotonic()
+            if self._seats.pop(number, None) is not None:
+                self._requests.append(lambda trainer: self._remove(trainer, number))
+                self._changed.notify_all()
+
+    def pause(self) -> None:
+        """Save every trial at the next step and train none any more."""
+        with self._changed:
+            self._called_at = time.monotonic()
+            self._pausing = True
+            self._requests.append(self._save_all)
+            self._changed.notify_all()
+
+    def process_id(self) -> int:
+        """Return the operating system's number of this process."""
+        return os.getpid()
+
+    # The training thread
+
+    def _run(self) -> None:
+        try:
+            trainer = self._make_trainer()
+            while True:
+                self._serve(trainer)
+                self._advance(trainer)
+        except (HpoError, ValueError) as error:
+            self._die(str(error))
+        except BaseException:
+            self._die(f"the model's host failed:\n{traceback.format_exc()}")
+
+    def _make_trainer(self) -> Trainer:
+        return find_trainer(self._setup.trainer)(self._setup.fixed, self._device)
+
+    def _serve(self, trainer: Trainer) -> None:
+        """Carry out what was asked, and wait while there is nothing to train."""
+        while True:
+            with self._changed:
+                if not self._requests:
+                    if self._seats and not self._pausing and self._live():
+                        return
+                    self._changed.wait()
+                    continue
+                request = self._requests.popleft()
+            request(trainer)
+
+    def _live(self) -> bool:
+        """Return whether any trial has steps left to do."""
+        return any(not seat.ended for seat in self._seats.values())
+
+    def _add(self, trainer: Trainer, number: int, seat: _Seat) -> None:
+        """Begin a trial, or go on from its newest checkpoint.
+
+        Its reports so far are said again: the last one may not have reached the database.
+        """
+        checkpoint = self._store.newest(number)
+        if checkpoint is not None:
+            seat.history = list(checkpoint.history)
+            seat.steps_seen = checkpoint.step
+            for report in seat.history:
+                self._say(number, Word(report=report))
+        if seat.ended:
+            return
+        if self._pausing:
+            self._say(number, Word(paused=True))
+            return
+        try:
+            trainer.add(number, seat.config, checkpoint.folder if checkpoint else None)
+        except Exception as error:
+            reason = str(error) if isinstance(error, ValueError) else traceback.format_exc()
+            failure = Report(
+                number, len(seat.history), seat.steps_seen, end="failed", message=reason
+            )
+            self._say(number, Word(report=failure))
+
+    def _remove(self, trainer: Trainer, number: int) -> None:
+        with contextlib.suppress(KeyError):  # one that never began, or failed to
+            trainer.remove(number)
+
+    def _advance(self, trainer: Trainer) -> None:
+        for report in trainer.advance():
+            seat = self._seats.get(report.trial)
+            if seat is None:  # it left while this step was made
+                continue
+            if report.metrics:
+                seat.history.append(report)
+                self._save(trainer, report.trial, seat, report.step, is_validation=True)
+            seat.steps_seen = report.step
+            self._say(report.trial, Word(report=report))
+
+    def _save_all(self, trainer: Trainer) -> None:
+        for number, seat in list(self._seats.items()):
+            if not seat.ended:
+                step = trainer.step(number)
+                if step > seat.steps_seen:
+                    self._save(trainer, number, seat, step, is_validation=False)
+            self._say(number, Word(paused=True))
+
+    def _save(
+        self, trainer: Trainer, number: int, seat: _Seat, step: int, *, is_validation: bool
+    ) -> None:
+        self._store.write(
+            number, step, seat.history, is_validation, lambda folder: trainer.save(number, folder)
+        )
+
+    def _say(self, number: int, word: Word) -> None:
+        with self._changed:
+            seat = self._seats.get(number)
+            if seat is not None:
+                seat.words.append(word)
+                seat.ended |= word.report is not None and word.report.end is not None
+                self._changed.notify_all()
+
+    def _die(self, reason: str) -> None:
+        with self._changed:
+            self._fatal = reason
+            self._changed.notify_all()
+
+    def _watch(self) -> None:
+        """End this process when no driver has called for a lease's length: they are dead."""
+        while time.monotonic() - self._called_at < self._setup.patience_s:
+            time.sleep(min(1.0, self._setup.patience_s / 4))
+        os._exit(0)

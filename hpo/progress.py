@@ -1,0 +1,101 @@
+"""Shows a run while it works: a live table on a terminal, plain lines elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hpo import trial_log
+from hpo.studies import best_of
+from hpo.study import Claim, Study
+from hpo.tables import counted, shown, trials_table
+from trainers.protocol import Report
+
+REFRESH_S = 0.5
+
+
+class RunProgress:
+    """Writes each trial's log, and tells the user what happens."""
+
+    def __init__(self, study: Study, console: Console) -> None:
+        """Watch a study.
+
+        Args:
+            study: The one that runs.
+            console: On stderr; a terminal gets the live table.
+        """
+        self._study = study
+        self._console = console
+        self._started = time.monotonic()
+        self._drawn_at = 0.0
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(console=console, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def began(self, claim: Claim) -> None:
+        """Tell of a trial that begins or goes on."""
+        space = self._study.spec.space
+        params = ", ".join(f"{k}={shown(claim.config[k])}" for k in space if k in claim.config)
+        verb = "goes on" if claim.adopted else "begins"
+        self._line(f"trial {claim.number} {verb}: {params}")
+
+    def reported(self, number: int, report: Report, over: bool) -> None:
+        """Tell of a validation or an end, and keep the trial's log."""
+        trial = self._study.trials()[number]
+        verdict = (trial.reason or trial.state.lower()) if over else "goes on"
+        trial_log.append(self._study.store.trial_folder(number), report, verdict)
+        metric = self._study.spec.metric
+        value = report.metrics.get(metric)
+        text = f"trial {number} step {report.step}"
+        if value is not None:
+            text += f": {metric} {value:.4f}"
+        if over:
+            text += f" -> {verdict}"
+        if over and trial.message:
+            text += f" ({trial.message.strip().splitlines()[-1]})"
+        self._line(text)
+
+    def noted(self, message: str) -> None:
+        """Tell something."""
+        if self._live is not None:
+            self._live.console.print(f"[dim]{message}[/dim]")
+        else:
+            self._line(message)
+
+    def tick(self) -> None:
+        """Redraw the live table when it is time."""
+        now = time.monotonic()
+        if self._live is None or now < self._drawn_at + REFRESH_S:
+            return
+        self._drawn_at = now
+        self._live.update(self._picture(), refresh=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _picture(self) -> Group:
+        trials = self._study.trials()
+        spec = self._study.spec
+        best = best_of(trials, spec)
+        table: Table = trials_table(trials, spec, best)
+        counts = Counter(trial.state for trial in trials)
+        seconds = int(time.monotonic() - self._started)
+        status = (
+            f"{spec.study}: {len(trials)} of {self._study.num_trials} trials, {counted(counts)}, "
+            f"{seconds // 60}:{seconds % 60:02d} min. Ctrl-C saves and leaves."
+        )
+        return Group(table, Text(status, style="dim"))
+
+    def _line(self, text: str) -> None:
+        if self._live is None:
+            seconds = int(time.monotonic() - self._started)
+            stamp = f"[{seconds // 60:02d}:{seconds % 60:02d}]"
+            self._console.print(f"{stamp} {text}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,85 @@
+"""Samplers by name: Optuna's own, built anew and seeded anew for every proposal.
+
+A sampler's random state is not in the database, so a sampler that lived as long as its driver would
+propose other configs after a resume. One that is seeded from (study seed, trial number, attempt)
+proposes the same whether the driver was restarted or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import cast
+
+import optuna
+from optuna.samplers import BaseSampler
+
+from hpo.errors import SpecError
+from hpo.lookup import find
+from hpo.spec import SamplerSpec
+from search_spaces import SearchSpace
+from search_spaces.problems import did_you_mean
+
+GRID = "grid"
+"""Enumerated by the search space itself: its `when` tree is unknown to Optuna's GridSampler."""
+
+SAMPLERS = {
+    "random": "optuna.samplers:RandomSampler",
+    "tpe": "optuna.samplers:TPESampler",
+    "gp": "optuna.samplers:GPSampler",
+    "cmaes": "optuna.samplers:CmaEsSampler",
+    "qmc": "optuna.samplers:QMCSampler",
+    "nsga2": "optuna.samplers:NSGAIISampler",
+    "nsga3": "optuna.samplers:NSGAIIISampler",
+    "brute_force": "optuna.samplers:BruteForceSampler",
+}
+
+SEQUENCES = ("qmc",)
+"""Samplers that walk one seeded sequence: a new seed per proposal would be a new sequence."""
+
+
+def derived_seed(*parts: int | str) -> int:
+    """Return 32 bits that depend on all parts and look random."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
+
+
+def build_sampler(spec: SamplerSpec, space: SearchSpace, number: int, attempt: int) -> BaseSampler:
+    """Return the sampler for one attempt at proposing one trial.
+
+    Args:
+        spec: Name, seed and options; not ``grid``.
+        space: A space with conditions makes TPE sample each group of parameters together.
+        number: The number the trial will have.
+        attempt: Counts the proposals rejected before.
+
+    Raises:
+        SpecError: The sampler is unknown or refuses its options.
+    """
+    known = {GRID: GRID, **SAMPLERS}
+    factory = cast("Callable[..., object]", find("sampler", spec.type, known))
+    options = dict(spec.options)
+    accepted = inspect.signature(factory).parameters
+    if "seed" in accepted:
+        walks = spec.type in SEQUENCES
+        options["seed"] = spec.seed if walks else derived_seed(spec.seed, number, attempt)
+    if spec.type == "tpe" and space.has_conditions:
+        options.setdefault("group", True)
+    for name in options:
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
+        if name not in accepted and not takes_any:
+            raise SpecError(
+                f"the sampler {spec.type!r} has no option {name!r}.{did_you_mean(name, accepted)} "
+                f"It has: {', '.join(accepted)}."
+            )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = factory(**options)
+    except (TypeError, ValueError, ImportError) as error:
+        raise SpecError(f"the sampler {spec.type!r} refuses its options: {error}") from error
+    if not isinstance(sampler, BaseSampler):
+        raise SpecError(f"the sampler {spec.type!r} is no optuna.samplers.BaseSampler.")
+    return sampler

@@ -1,0 +1,142 @@
+"""What a study is: every field of the user's file, validated, as one frozen value.
+
+Reading the file, its line numbers and the trainer's options are in ``hpo.spec_file``. A spec holds
+no path that depends on a folder and no password: it is stored with the study, and a resume needs
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from search_spaces import SearchSpace
+
+STUDY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SamplerSpec(BaseModel):
+    """How configs are proposed."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str = Field(
+        "tpe",
+        description="grid, random, tpe, gp, cmaes, qmc, nsga2, nsga3, brute_force, or a dotted path. "
+        "Other keys are the sampler's own options, under Optuna's names.",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Same seed, one worker: the same configs.")
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The sampler's own options."""
+        return dict(self.model_extra or {})
+
+
+class PrunerSpec(BaseModel):
+    """How trials are stopped early."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str = Field(
+        "asha",
+        description="asha, hyperband, median, percentile, patient, threshold, wilcoxon, none, or a "
+        "dotted path. Other keys are the pruner's own options.",
+    )
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The pruner's own options."""
+        return dict(self.model_extra or {})
+
+
+class ResourcesSpec(_Part):
+    """What one trial gets."""
+
+    gpu: float = Field(
+        1.0,
+        gt=0,
+        description="GPUs per trial. 0.25: four trials share a GPU and its one base model. "
+        "Where the cluster has no GPU: the same share of a node's cores.",
+    )
+
+    @field_validator("gpu")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("above 1 give a whole number of GPUs, as in 2")
+        if value < 0.01:
+            raise ValueError("at least 0.01, a hundred trials on one GPU")
+        return value
+
+
+class BudgetSpec(_Part):
+    """When the search ends."""
+
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="Trials of the whole study; `--trials` overrides it."
+    )
+    hours: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Hours of one `hpo run` or `hpo resume`; running trials are saved then."
+    )
+
+
+class StudySpec(_Part):
+    """One study, as it is stored."""
+
+    study: str = Field(
+        pattern=STUDY_NAME_PATTERN,
+        description="The study's name in the database and in `output_dir`.",
+    )
+    metric: str = Field("eval_loss", min_length=1, description="Any metric the trainer reports.")
+    direction: Literal["minimize", "maximize"] = "minimize"
+    output_dir: str = Field("runs", description="The folder for checkpoints and the best adapter.")
+    ray_address: str | None = Field(
+        None,
+        description="A running Ray cluster, as in 'auto' or 'ray://head:10001'; none: this machine.",
+    )
+    trainer: str = Field("lora", description="lora, or a dotted path to a Trainer of your own.")
+    fixed: dict[str, object] = Field(
+        default_factory=dict, description="Options that all trials share."
+    )
+    space: dict[str, object] = Field(description="Options to search.")
+    constraints: list[str] = Field(
+        default_factory=list, description="Expressions that every config must meet."
+    )
+    enqueue: list[dict[str, object]] = Field(
+        default_factory=list, description="Configs to try first."
+    )
+    sampler: SamplerSpec = SamplerSpec()
+    pruner: PrunerSpec = PrunerSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    budget: BudgetSpec = BudgetSpec()
+    max_concurrent: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="At most this many trials at once; none: what the cluster holds."
+    )
+    keep_checkpoints: int = Field(
+        3, ge=1, description="Finished trials whose best checkpoint is kept: the best so many."
+    )
+    lease_s: float = Field(
+        30.0, ge=1, description="Seconds after which a silent driver loses its trials to another."
+    )
+
+    @property
+    def search_space(self) -> SearchSpace:
+        """The parsed search space; cheap enough to be made where it is needed."""
+        return SearchSpace.parse(self.space_document, self.fixed)
+
+    @property
+    def space_document(self) -> Mapping[str, object]:
+        """The part of the file that the space language reads."""
+        return {"space": self.space, "constraints": self.constraints, "enqueue": self.enqueue}
+
+    @property
+    def sign(self) -> float:
+        """1 if smaller is better, -1 if larger is: ``sign * value`` is to be minimized."""
+        return 1.0 if self.direction == "minimize" else -1.0

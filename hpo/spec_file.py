@@ -1,0 +1,460 @@
+"""From a user's YAML file to a StudySpec, with everything that is wrong in it reported at once.
+
+Merges the base file, translates other tools' names, makes paths absolute and checks the trainer's
+options against every extreme of the space. The fields themselves are in ``hpo.spec``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from hpo.document import Document, read_document
+from hpo.errors import SpecError
+from hpo.lookup import find_trainer
+from hpo.samplers import GRID, build_sampler
+from hpo.spec import BudgetSpec, PrunerSpec, ResourcesSpec, SamplerSpec, StudySpec
+from hpo.verdicts import Never, build_judge
+from search_spaces import SearchSpace, SpaceError
+from search_spaces.problems import Problem, did_you_mean
+from trainers.protocol import TrainerOptions
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+DEFAULT_STORAGE = "sqlite:///hpo.db"
+FILE_ONLY_KEYS = ("storage", "base")
+"""Keys of the file that are no part of a stored study: where it is stored, and what was merged."""
+
+NUM_DRAWS = 16
+"""Random configs that the trainer's options are checked with, beside each range's two ends."""
+
+
+@dataclass(frozen=True)
+class SpecFile:
+    """A checked file.
+
+    Attributes:
+        spec: The study.
+        storage: The database's URL; may hold a password, so it is never stored or printed.
+    """
+
+    spec: StudySpec
+    storage: str
+
+
+def read_spec_file(path: Path) -> SpecFile:
+    """Read and check a study's file.
+
+    Raises:
+        SpecError: Lists every problem with its line, column, value and what is allowed.
+    """
+    document = read_document(path)
+    problems: list[Problem] = []
+    values = _take_base(document, problems)
+    storage = _storage(values.pop("storage", DEFAULT_STORAGE), path.parent, problems)
+    known = {*StudySpec.model_fields, *FILE_ONLY_KEYS}
+    for key in [key for key in values if key not in known]:
+        problems.append(
+            Problem(
+                (key,),
+                f"unknown key.{did_you_mean(key, known)} Known: {', '.join(sorted(known))}. "
+                f"Options of the trainer go under 'fixed:' or 'space:'.",
+                at_key=True,
+            )
+        )
+        del values[key]
+    options = _options(values.get("trainer", "lora"), problems)
+    if options is not None:
+        _translate_fixed(values, options, path.parent, problems)
+        _translate_space(values, options, problems)
+    spec = _validate(values, path.parent, problems)
+    space = _parse_space(values, options, problems)
+    if options is not None and space is not None:
+        problems += _option_problems(options, space, _mapping(values.get("fixed")))
+    if space is not None:
+        problems += _strategy_problems(values, space, options)
+    if problems or spec is None:
+        raise document.error(_unique(problems))
+    return SpecFile(spec=spec, storage=storage)
+
+
+def read_config_file(path: Path) -> tuple[str, str, dict[str, object]]:
+    """Read a file of one config, as `hpo train` takes it: flat options of one trainer.
+
+    Returns:
+        Trainer, output folder, and the options without aliases.
+
+    Raises:
+        SpecError: As ``read_spec_file``.
+    """
+    document = read_document(path)
+    values = dict(document.values)
+    if "space" in values:
+        raise SpecError(
+            f"{path}: has a 'space:' to search; type `hpo run {path}`. `hpo train` takes one config."
+        )
+    problems: list[Problem] = []
+    trainer = values.pop("trainer", "lora")
+    output_dir = str((path.parent / str(values.pop("output_dir", "runs/train"))).resolve())
+    options = _options(trainer, problems)
+    if options is None:
+        raise document.error(problems)
+    values = _translate(values, options, path.parent, (), problems)
+    problems += [
+        Problem(problem.path[1:], problem.message, problem.at_key)
+        for problem in _validation_problems(options, values, "fixed", options.model_fields)
+    ]
+    if problems:
+        raise document.error(_unique(problems))
+    return str(trainer), output_dir, values
+
+
+def resolve_storage(url: str, folder: Path) -> str:
+    """Return a storage URL with environment variables filled in and a SQLite path made absolute.
+
+    Raises:
+        SpecError: It is no database URL.
+    """
+    expanded = os.path.expandvars(url)
+    if "://" not in expanded and expanded.endswith((".db", ".sqlite", ".sqlite3")):
+        expanded = f"sqlite:///{expanded}"
+    try:
+        parsed = make_url(expanded)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, ValueError):
+        raise SpecError(
+            "storage: is no database URL. Give sqlite:///hpo.db or "
+            "postgresql+psycopg://user:${PGPASSWORD}@host/database."
+        ) from None
+    if backend == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise SpecError(
+                "storage: an in-memory database dies with the process; give a file, as in "
+                "sqlite:///hpo.db."
+            )
+        database = Path(str(parsed.database)).expanduser()
+        return f"sqlite:///{(folder / database).resolve()}"
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    raise SpecError(
+        f"storage: the database {backend!r} is not supported. Use sqlite:///FILE or "
+        f"postgresql+psycopg://USER@HOST/DATABASE."
+    )
+
+
+def _storage(value: object, folder: Path, problems: list[Problem]) -> str:
+    try:
+        if not isinstance(value, str):
+            raise SpecError("storage: must be a URL, as in sqlite:///hpo.db.")
+        return resolve_storage(value, folder)
+    except SpecError as error:
+        problems.append(Problem(("storage",), str(error).removeprefix("storage: ")))
+        return DEFAULT_STORAGE
+
+
+def _take_base(document: Document, problems: list[Problem]) -> dict[str, object]:
+    """Return the values with the base file's options under ``fixed``, where they lose to the file's."""
+    values = dict(document.values)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        problems.append(Problem(("base",), f"must be the path of a YAML file, not {base!r}."))
+        return values
+    path = document.path.parent / base
+    try:
+        given = dict(read_document(path).values)
+        options = _options(values.get("trainer", "lora"), [])
+        if options is not None:
+            given = _translate(given, options, path.parent, ("base",), problems)
+            given = {name: value for name, value in given.items() if name != "output_dir"}
+    except SpecError as error:
+        problems.append(Problem(("base",), str(error)))
+        return values
+    searched = _mapping(values.get("space"))
+    names = {options.aliases.get(name, name) for name in searched} if options else set(searched)
+    own = _mapping(values.get("fixed"))
+    own_names = {options.aliases.get(name, name) for name in own} if options else set(own)
+    kept = {name: value for name, value in given.items() if name not in names | own_names}
+    if options is not None:
+        unknown = [name for name in kept if name not in options.model_fields]
+        problems += [
+            Problem(
+                ("base",),
+                f"{path}: unknown option {name!r}.{did_you_mean(name, options.model_fields)} "
+                f"Remove it from the file.",
+            )
+            for name in unknown
+        ]
+        kept = {name: value for name, value in kept.items() if name not in unknown}
+    values["fixed"] = {**kept, **own}
+    return values
+
+
+def _options(trainer: object, problems: list[Problem]) -> type[TrainerOptions] | None:
+    try:
+        if not isinstance(trainer, str):
+            raise SpecError(f"must be a name, not {trainer!r}.")
+        return find_trainer(trainer).Options
+    except SpecError as error:
+        problem = Problem(("trainer",), str(error))
+        if problem not in problems:
+            problems.append(problem)
+        return None
+
+
+def _translate_fixed(
+    values: dict[str, object],
+    options: type[TrainerOptions],
+    folder: Path,
+    problems: list[Problem],
+) -> None:
+    fixed = values.get("fixed")
+    if isinstance(fixed, dict):
+        values["fixed"] = _translate(fixed, options, folder, ("fixed",), problems)
+
+
+def _translate(
+    given: Mapping[str, object],
+    options: type[TrainerOptions],
+    folder: Path,
+    where: tuple[str, ...],
+    problems: list[Problem],
+) -> dict[str, object]:
+    try:
+        translated = options.translate(given)
+    except ValueError as error:
+        problems.append(Problem(where, str(error)))
+        return {}
+    for name in options.paths & translated.keys():
+        translated[name] = _absolute(translated[name], folder)
+    return translated
+
+
+def _absolute(value: object, folder: Path) -> object:
+    """Return a path that starts at ``folder``; what is no path (a hub's name) stays as it is."""
+    if isinstance(value, list):
+        return [_absolute(item, folder) for item in value]
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    looks_like_path = value.startswith((".", "~", "/")) or bool(path.suffix in _FILE_SUFFIXES)
+    if looks_like_path or (folder / path).exists():
+        return os.path.normpath(folder.resolve() / path)
+    return value
+
+
+_FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".parquet", ".txt", ".gguf", ".yaml", ".yml"}
+
+
+def _translate_space(
+    values: dict[str, object], options: type[TrainerOptions], problems: list[Problem]
+) -> None:
+    """Replace aliases among the searched and enqueued names, so that expressions know one name."""
+    space = values.get("space")
+    if isinstance(space, dict):
+        for name in [name for name in space if name in options.aliases]:
+            problems.append(
+                Problem(
+                    ("space", name),
+                    f"in a space use the name {options.aliases[name]!r}, which expressions and "
+                    f"reports use too.",
+                    at_key=True,
+                )
+            )
+
+
+def _validate(values: dict[str, object], folder: Path, problems: list[Problem]) -> StudySpec | None:
+    if isinstance(values.get("output_dir", ""), str):
+        given = str(values.get("output_dir", "runs"))
+        if "://" in given:
+            problems.append(
+                Problem(("output_dir",), f"{given!r} is a URL; give a folder that all nodes share.")
+            )
+        values["output_dir"] = os.path.normpath(folder.resolve() / Path(given).expanduser())
+    if "space" not in values:
+        problems.append(
+            Problem(
+                (),
+                "'space' is missing: name at least one option to search, as in "
+                "'space: {learning_rate: {type: float, low: 2.0e-5, high: 2.0e-3, log: true}}'. "
+                "For one config, without a search, type `hpo train FILE`.",
+            )
+        )
+    try:
+        return StudySpec.model_validate(values)
+    except ValidationError as error:
+        problems += [
+            _problem(item, (), StudySpec)
+            for item in error.errors()
+            if item["loc"] != ("space",) or item["type"] != "missing"
+        ]
+        return None
+
+
+def _parse_space(
+    values: Mapping[str, object], options: type[TrainerOptions] | None, problems: list[Problem]
+) -> SearchSpace | None:
+    if "space" not in values:
+        return None
+    known = None if options is None else options.model_fields.keys()
+    document = {key: values[key] for key in ("space", "constraints", "enqueue") if key in values}
+    try:
+        return SearchSpace.parse(document, _mapping(values.get("fixed")), known_names=known)
+    except SpaceError as error:
+        problems += error.problems
+        return None
+
+
+def _option_problems(
+    options: type[TrainerOptions], space: SearchSpace, fixed: Mapping[str, object]
+) -> Iterable[Problem]:
+    """Yield what the trainer refuses, in the fixed part and at every end of the space."""
+    for name in (*space.names, *space.tied):
+        if name in options.shared:
+            yield Problem(
+                ("space", name),
+                "must be the same for all trials, because they share one base model and its data. "
+                "Move it to 'fixed:', and make a study of its own for every other value.",
+                at_key=True,
+            )
+    for config in _configs(space):
+        yield from _validation_problems(options, {**fixed, **config}, "fixed", config)
+
+
+def _validation_problems(
+    options: type[TrainerOptions],
+    config: Mapping[str, object],
+    section: str,
+    searched: Iterable[str],
+) -> Iterable[Problem]:
+    try:
+        options.model_validate(config)
+    except ValidationError as error:
+        for item in error.errors():
+            name = str(item["loc"][0]) if item["loc"] else ""
+            inside = "space" if section == "fixed" and name in set(searched) else section
+            if inside == "space" and item["type"] == "extra_forbidden":
+                continue  # the space's own parser has said so
+            yield _problem(item, (inside,), options)
+
+
+def _configs(space: SearchSpace) -> Iterable[dict[str, object]]:
+    """Yield random configs of the space, then for one of them both ends of every range."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(NUM_DRAWS):
+        trial = study.ask()
+        try:
+            yield space.suggest(trial)
+        except SpaceError:
+            continue
+        for name, distribution in space.distributions(trial.params).items():
+            for end in _ends(distribution):
+                try:
+                    yield space.resolve({**trial.params, name: end})
+                except SpaceError:  # this value switches another parameter on or off
+                    continue
+
+
+def _ends(distribution: optuna.distributions.BaseDistribution) -> Iterable[Any]:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return distribution.choices
+    if isinstance(
+        distribution,
+        optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution,
+    ):
+        return (distribution.low, distribution.high)
+    return ()
+
+
+def _strategy_problems(
+    values: Mapping[str, object], space: SearchSpace, options: type[TrainerOptions] | None
+) -> Iterable[Problem]:
+    sampler = _part(SamplerSpec, values.get("sampler", {}))
+    if sampler is not None:
+        try:
+            if sampler.type == GRID:
+                if unknown := [*sampler.options]:
+                    raise SpecError(f"the sampler 'grid' has no option {unknown[0]!r}.")
+                len(space.grid_points())
+            else:
+                build_sampler(sampler, space, 0, 0)
+        except SpaceError as error:
+            yield from error.problems
+        except SpecError as error:
+            yield Problem(("sampler",), str(error))
+    pruner = _part(PrunerSpec, values.get("pruner", {}))
+    if pruner is None:
+        return
+    try:
+        judge = build_judge(pruner, num_validations=1)
+    except SpecError as error:
+        yield Problem(("pruner",), str(error))
+        return
+    if options is None or isinstance(judge, Never):
+        return
+    for name in (*space.names, *space.tied):
+        if name in options.budget:
+            yield Problem(
+                ("space", name),
+                f"may not be searched together with the pruner {pruner.type!r}, which compares trials "
+                f"at the same share of the same budget. Move it to 'fixed:' or set "
+                f"'pruner: {{type: none}}'.",
+                at_key=True,
+            )
+
+
+def _part(model: type[_Model], value: object) -> _Model | None:
+    try:
+        return model.model_validate(value)
+    except ValidationError:
+        return None
+
+
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "sampler": SamplerSpec,
+    "pruner": PrunerSpec,
+    "resources": ResourcesSpec,
+    "budget": BudgetSpec,
+}
+
+
+def _problem(item: Any, prefix: tuple[str, ...], model: type[BaseModel]) -> Problem:
+    """Turn one of pydantic's errors into ours: what is wrong, the value, what is allowed."""
+    location = tuple(part for part in item["loc"] if not str(part).startswith("function-"))
+    owner = _PARTS.get(str(location[0]), model) if len(location) > 1 else model
+    name = str(location[-1]) if location else ""
+    if item["type"] == "extra_forbidden":
+        fields = owner.model_fields
+        return Problem(
+            (*prefix, *location),
+            f"unknown name.{did_you_mean(name, fields)} Known: {', '.join(sorted(fields))}.",
+            at_key=True,
+        )
+    if item["type"] == "missing":
+        where = f" under '{prefix[0]}:'" if prefix else ""
+        return Problem((*prefix, *location), f"is missing; give it{where}.")
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = item["input"]
+    shown = "" if isinstance(given, dict | list) else f" It is {given!r}."
+    return Problem((*prefix, *location), f"{message[:1].lower()}{message[1:]}.{shown}")
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _unique(problems: Iterable[Problem]) -> list[Problem]:
+    """Drop what says the same of the same place, and types complaints of one value."""
+    seen: dict[tuple[object, str], Problem] = {}
+    for problem in problems:
+        seen.setdefault((problem.path, problem.message), problem)
+    return list(seen.values())

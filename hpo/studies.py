@@ -1,0 +1,254 @@
+"""Studies as records: made, found, listed, described, deleted. Nothing here runs a trial.
+
+The driver's part is ``hpo.study``. Tables for people are made from SQL aggregates, because loading
+ten thousand trials as objects takes seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.exceptions import DuplicatedStudyError
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.database import Database, shown, storage_error
+from hpo.errors import StudyError
+from hpo.leases import LEASES
+from hpo.spec import StudySpec
+from search_spaces.problems import did_you_mean
+
+SPEC = "hpo:spec"
+STOP = "hpo:stop"
+CONFIG = "hpo:config"
+DIGEST = "hpo:digest"
+REPORT = "hpo:report:"
+END = "hpo:end"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as it is stored.
+
+    Attributes:
+        number: For life, from 0.
+        state: WAITING, RUNNING, COMPLETE, PRUNED or FAIL.
+        value: Of the best validation; None without one.
+        best_step: Optimizer steps at the best validation; None without one.
+        step: Optimizer steps at the newest validation; 0 without one.
+        params: What was searched.
+        config: The trainer's whole config.
+        reports: Validation index -> step and metrics, in order.
+        reason: Why it ended: finished, stopped_early, pruned, diverged, failed; None if it has not.
+        message: The error of a trial that diverged or failed.
+        seconds: From its first start to its end, or to now.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    best_step: int | None
+    step: int
+    params: dict[str, Any]
+    config: dict[str, Any]
+    reports: dict[int, dict[str, Any]]
+    reason: str | None
+    message: str | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """One line of `hpo list`."""
+
+    name: str
+    num_trials: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study in its database.
+
+    Attributes:
+        database: Open.
+        study_id: Optuna's.
+        spec: As stored.
+    """
+
+    database: Database
+    study_id: int
+    spec: StudySpec
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.spec.study
+
+    def trials(self) -> list[TrialRecord]:
+        """Return all trials by number."""
+        try:
+            stored = self.database.storage.get_all_trials(self.study_id, deepcopy=False)
+        except sa.exc.SQLAlchemyError as error:
+            raise storage_error(self.database.url, error) from None
+        return [trial_record(trial, self.spec) for trial in sorted(stored, key=lambda t: t.number)]
+
+    def best(self) -> TrialRecord | None:
+        """Return the best trial that had its full budget (or ended by its own patience)."""
+        return best_of(self.trials(), self.spec)
+
+    def update_spec(self, spec: StudySpec) -> StudyRecord:
+        """Store an edited spec."""
+        assert spec.study == self.name
+        self.database.storage.set_study_system_attr(
+            self.study_id, SPEC, spec.model_dump(mode="json")
+        )
+        return StudyRecord(self.database, self.study_id, spec)
+
+    def request_stop(self) -> None:
+        """Ask every driver of this study to save and leave."""
+        self.database.storage.set_study_system_attr(self.study_id, STOP, time.time())
+
+    def clear_stop(self) -> None:
+        """Forget an earlier request."""
+        self.database.storage.set_study_system_attr(self.study_id, STOP, None)
+
+    def stop_requested(self) -> bool:
+        """Return whether somebody has asked."""
+        attrs = self.database.storage.get_study_system_attrs(self.study_id)
+        return attrs.get(STOP) is not None
+
+    def delete(self) -> None:
+        """Remove the study's rows. Its files are the caller's business.
+
+        Raises:
+            StudyError: A driver runs it.
+        """
+        lock = self.database.driver_lock(self.name)
+        ids = [
+            trial._trial_id
+            for trial in self.database.storage.get_all_trials(self.study_id, deepcopy=False)
+        ]
+        self.database.storage.delete_study(self.study_id)
+        with self.database.engine.begin() as connection:
+            for trial_id in ids:
+                connection.execute(LEASES.delete().where(LEASES.c.trial_id == trial_id))
+        if lock is not None:
+            lock.release()
+
+
+def create_study(spec: StudySpec, url: str) -> StudyRecord:
+    """Store a new study.
+
+    Raises:
+        StudyError: One of this name exists.
+        StorageError: The database cannot be used.
+    """
+    database = Database(url)
+    direction = StudyDirection.MINIMIZE if spec.direction == "minimize" else StudyDirection.MAXIMIZE
+    try:
+        study_id = database.storage.create_new_study([direction], spec.study)
+        record = StudyRecord(database, study_id, spec)
+        return record.update_spec(spec)
+    except DuplicatedStudyError:
+        raise StudyError(
+            f"the study {spec.study!r} exists in {shown(url)}. To go on with it type "
+            f"`hpo resume {spec.study}`; for a new one change 'study:' in the file or give --study; "
+            f"to remove it type `hpo delete {spec.study}`."
+        ) from None
+    except sa.exc.SQLAlchemyError as error:
+        raise storage_error(url, error) from None
+
+
+def open_study(name: str, url: str) -> StudyRecord:
+    """Return a stored study.
+
+    Raises:
+        StudyError: There is none of this name, or it was not made by `hpo`.
+        StorageError: The database cannot be used.
+    """
+    database = Database(url)
+    try:
+        study_id = database.storage.get_study_id_from_name(name)
+        stored = database.storage.get_study_system_attrs(study_id).get(SPEC)
+    except KeyError:
+        known = [study.study_name for study in database.storage.get_all_studies()]
+        listed = f"It has: {', '.join(sorted(known))}." if known else "It has no study at all."
+        raise StudyError(
+            f"there is no study {name!r} in {shown(url)}.{did_you_mean(name, known)} {listed} "
+            f"Another database is named by --storage."
+        ) from None
+    except sa.exc.SQLAlchemyError as error:
+        raise storage_error(url, error) from None
+    if stored is None:
+        raise StudyError(f"the study {name!r} in {shown(url)} was not made by `hpo run`.")
+    return StudyRecord(database, study_id, StudySpec.model_validate(stored))
+
+
+def list_studies(url: str) -> list[StudySummary]:
+    """Return the studies of a database with the number of their trials by state."""
+    database = Database(url)
+    query = sa.text(
+        "SELECT s.study_name, t.state, count(t.trial_id) FROM studies s "
+        "LEFT JOIN trials t ON t.study_id = s.study_id GROUP BY s.study_name, t.state "
+        "ORDER BY s.study_name"
+    )
+    counts: dict[str, dict[str, int]] = {}
+    with database.engine.connect() as connection:
+        for name, state, count in connection.execute(query):
+            by_state = counts.setdefault(name, {})
+            if state is not None:
+                by_state[str(state)] = int(count)
+    return [StudySummary(name, sum(c.values()), c) for name, c in counts.items()]
+
+
+def trial_record(trial: FrozenTrial, spec: StudySpec) -> TrialRecord:
+    """Return what a stored trial says."""
+    attrs = trial.system_attrs
+    reports = {
+        index: dict(attrs.get(f"{REPORT}{index}", {}))
+        for index in sorted(trial.intermediate_values)
+    }
+    best = best_validation(trial, spec)
+    end = attrs.get(END) or {}
+    seconds = None
+    if trial.datetime_start is not None and trial.datetime_complete is not None:
+        seconds = (trial.datetime_complete - trial.datetime_start).total_seconds()
+    return TrialRecord(
+        number=trial.number,
+        state=trial.state.name,
+        value=None if best is None else trial.intermediate_values[best],
+        best_step=None if best is None else int(reports[best].get("step", 0)),
+        step=int(reports[max(reports)].get("step", 0)) if reports else 0,
+        params=dict(trial.params),
+        config=dict(attrs.get(CONFIG, {})),
+        reports=reports,
+        reason=end.get("reason"),
+        message=end.get("message"),
+        seconds=seconds,
+    )
+
+
+def best_validation(trial: FrozenTrial, spec: StudySpec) -> int | None:
+    """Return the index of a trial's best validation, the first of equals."""
+    values = trial.intermediate_values
+    return min(values, key=lambda index: (spec.sign * values[index], index)) if values else None
+
+
+def best_of(trials: Sequence[TrialRecord], spec: StudySpec) -> TrialRecord | None:
+    """Return the best of the completed trials, the first of equals."""
+    ranking = ranked(trials, spec)
+    return ranking[0] if ranking else None
+
+
+def ranked(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialRecord]:
+    """Return the completed trials, best first."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE.name and t.value is not None]
+    return sorted(complete, key=lambda t: (spec.sign * (t.value or 0.0), t.number))

@@ -1,0 +1,103 @@
+"""What people read: tables of studies and trials, and the best config. Nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from hpo.spec import StudySpec
+from hpo.studies import StudySummary, TrialRecord
+
+STYLE_OF_STATE = {
+    "COMPLETE": "green",
+    "PRUNED": "yellow",
+    "FAIL": "red",
+    "RUNNING": "cyan",
+    "WAITING": "dim",
+}
+MAX_ROWS = 40
+
+
+def trials_table(
+    trials: Sequence[TrialRecord],
+    spec: StudySpec,
+    best: TrialRecord | None,
+    title: str = "",
+    limit: int = MAX_ROWS,
+) -> Table:
+    """Return one row a trial, the best one marked."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column(spec.metric, justify="right", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    for name in spec.space:
+        table.add_column(name, justify="right")
+    hidden = len(trials) - limit
+    rows = trials if hidden <= 0 else trials[-limit:]
+    for trial in rows:
+        is_best = best is not None and trial.number == best.number
+        mark = " *" if is_best else ""
+        table.add_row(
+            f"{trial.number}{mark}",
+            Text(_state(trial), style=STYLE_OF_STATE.get(trial.state, "")),
+            shown(trial.value),
+            str(trial.step),
+            *(shown(trial.config.get(name)) for name in spec.space),
+            style="bold" if is_best else "",
+        )
+    if hidden > 0:
+        table.caption = f"{hidden} older trials: hpo status {spec.study} --all"
+    return table
+
+
+def studies_table(studies: Sequence[StudySummary]) -> Table:
+    """Return one row a study."""
+    table = Table(header_style="bold")
+    table.add_column("study")
+    table.add_column("trials", justify="right")
+    for state in STYLE_OF_STATE:
+        table.add_column(state.lower(), justify="right")
+    for study in studies:
+        counts = [str(study.counts.get(state, 0)) for state in STYLE_OF_STATE]
+        table.add_row(study.name, str(study.num_trials), *counts)
+    return table
+
+
+def shown(value: object) -> str:
+    """Return a value as it stands in a table: floats with four digits that matter."""
+    if isinstance(value, bool) or value is None:
+        return "-" if value is None else str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def as_json(trial: TrialRecord) -> dict[str, object]:
+    """Return a trial as programs read it."""
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "value": trial.value,
+        "step": trial.step,
+        "best_step": trial.best_step,
+        "reason": trial.reason,
+        "message": trial.message,
+        "seconds": trial.seconds,
+        "params": trial.params,
+        "config": trial.config,
+        "validations": [{"validation": k, **said} for k, said in trial.reports.items()],
+    }
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Return `3 complete, 2 pruned` for counts by state, leaving out what there is none of."""
+    words = [f"{counts[state]} {state.lower()}" for state in STYLE_OF_STATE if counts.get(state)]
+    return ", ".join(words) or "no trials"
+
+
+def _state(trial: TrialRecord) -> str:
+    told_by_state = {"finished", "pruned", "failed", None}
+    return trial.state if trial.reason in told_by_state else f"{trial.state} ({trial.reason})"

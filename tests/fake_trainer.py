@@ -1,0 +1,152 @@
+"""A trainer without torch: exact, instant, and able to misbehave. Its journal tells what it trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from trainers.protocol import ADAPTER_FOLDER, STATE_FOLDER, Plan, Report, TrainerOptions
+
+
+class FakeOptions(TrainerOptions):
+    """Options of a curve instead of a model."""
+
+    base: str = "base"
+    x: float = Field(0.5, ge=-10, le=10)
+    y: int = 1
+    kind: str = "a"
+    max_steps: int = Field(9, ge=1)
+    eval_steps: int = Field(1, ge=1)
+    step_s: float = 0.0
+    journal: str = ""
+    diverge_above: float = 100.0
+    fail_above: float = 100.0
+    kill_once: str = ""
+    overfit: float = 0.0
+
+    shared: ClassVar[frozenset[str]] = frozenset({"base", "journal"})
+    paths: ClassVar[frozenset[str]] = frozenset({"journal"})
+    aliases: ClassVar[Mapping[str, str]] = {"ex": "x"}
+    budget: ClassVar[frozenset[str]] = frozenset({"max_steps", "eval_steps"})
+
+    def num_validations(self) -> int:
+        return math.ceil(self.max_steps / self.eval_steps)
+
+
+@dataclass
+class _Trial:
+    options: FakeOptions
+    step: int = 0
+    weight: float = 0.0
+    validations: int = 0
+    ended: bool = False
+    lines: list[dict[str, float]] = field(default_factory=list)
+
+
+class FakeTrainer:
+    """Each step moves a weight towards x; the loss is a function of weight and step alone."""
+
+    Options = FakeOptions
+
+    def __init__(self, fixed: Mapping[str, object], device: str) -> None:
+        if fixed.get("base") == "missing":
+            raise ValueError("the model 'missing' cannot be loaded: no such folder. Give another.")
+        self.device = device
+        self._trials: dict[int, _Trial] = {}
+
+    def plan(self, options: Mapping[str, object]) -> Plan:
+        checked = FakeOptions.model_validate(options)
+        return Plan(100, 10, checked.max_steps, checked.num_validations(), 1)
+
+    def add(
+        self, trial: int, options: Mapping[str, object], resume_from: Path | None = None
+    ) -> None:
+        assert trial not in self._trials
+        state = _Trial(FakeOptions.model_validate(options))
+        if resume_from is not None:
+            saved = json.loads((resume_from / STATE_FOLDER / "state.json").read_text())
+            state.step, state.weight = saved["step"], saved["weight"]
+            state.validations = saved["validations"]
+        self._trials[trial] = state
+        self._note(state, trial, "add")
+
+    def advance(self) -> list[Report]:
+        reports = []
+        for number, trial in self._trials.items():
+            if not trial.ended:
+                report = self._step(number, trial)
+                if report is not None:
+                    trial.ended = report.end is not None
+                    reports.append(report)
+        return reports
+
+    def _step(self, number: int, trial: _Trial) -> Report | None:
+        options = trial.options
+        time.sleep(options.step_s)
+        trial.step += 1
+        if options.kill_once and not Path(options.kill_once).exists() and trial.step == 3:
+            Path(options.kill_once).touch()
+            os._exit(1)
+        trial.weight += (options.x - trial.weight) / 2
+        self._note(trial, number, "step")
+        loss = (trial.weight - 0.3) ** 2 + 1.0 / trial.step + options.overfit * trial.step
+        trial.lines.append({"step": trial.step, "loss": loss})
+        if options.x > options.diverge_above:
+            return Report(
+                number, trial.validations, trial.step, end="diverged", message="loss is nan"
+            )
+        if options.x > options.fail_above:
+            return Report(number, trial.validations, trial.step, end="failed", message="it broke")
+        done = trial.step >= options.max_steps
+        if not done and trial.step % options.eval_steps:
+            return None
+        trial.validations += 1
+        lines, trial.lines = trial.lines, []
+        metrics = {"eval_loss": loss, "score": -loss}
+        return Report(
+            number,
+            trial.validations,
+            trial.step,
+            metrics,
+            lines,
+            end="finished" if done else None,
+        )
+
+    def step(self, trial: int) -> int:
+        return self._trials[trial].step
+
+    def remove(self, trial: int) -> None:
+        del self._trials[trial]
+
+    def save(self, trial: int, folder: Path) -> None:
+        state = self._trials[trial]
+        (folder / ADAPTER_FOLDER).mkdir()
+        (folder / ADAPTER_FOLDER / "weight.json").write_text(json.dumps(state.weight))
+        (folder / STATE_FOLDER).mkdir()
+        saved = {"step": state.step, "weight": state.weight, "validations": state.validations}
+        (folder / STATE_FOLDER / "state.json").write_text(json.dumps(saved))
+
+    @classmethod
+    def merge(cls, options: Mapping[str, object], adapter: Path, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.json").write_text((adapter / "weight.json").read_text())
+
+    def _note(self, trial: _Trial, number: int, what: str) -> None:
+        if trial.options.journal:
+            line = {
+                "what": what,
+                "trial": number,
+                "step": trial.step,
+                "pid": os.getpid(),
+                "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            }
+            with open(trial.options.journal, "a") as file:
+                file.write(json.dumps(line) + "\n")

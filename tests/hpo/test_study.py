@@ -1,0 +1,346 @@
+"""The study's rules, with one worker and no Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import hpo.study
+from hpo.checkpoints import CheckpointStore
+from hpo.errors import ExhaustedError, StudyError
+from hpo.studies import create_study, open_study
+from hpo.study import Study
+from tests.one_worker import Worker, again, make_spec, picture, sqlite, start
+from trainers.protocol import Report
+
+
+def run(tmp_path: Path, trials: int = 8, **changes: object) -> list[tuple[object, ...]]:
+    spec = make_spec(tmp_path, **changes)
+    record = start(spec, sqlite(tmp_path))
+    Worker(Study(record, trials)).work()
+    return picture(record)
+
+
+class TestDeterminism:
+    @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "nsga2", "cmaes", "grid"])
+    def test_same_seed_gives_the_same_study(self, tmp_path: Path, sampler: str) -> None:
+        changes = {"sampler": {"type": sampler, "seed": 3}}
+        if sampler == "grid":
+            changes["space"] = {"y": {"type": "int", "low": 1, "high": 4}, "kind": ["a", "b"]}
+        if sampler == "cmaes":
+            changes["space"] = {
+                "x": {"type": "float", "low": -1, "high": 1},
+                "overfit": {"type": "float", "low": 0, "high": 1},
+            }
+        first = run(tmp_path / "1", **changes)
+        assert first == run(tmp_path / "2", **changes)
+
+    @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "nsga2"])
+    def test_stopped_and_resumed_after_every_trial_gives_the_same_study(
+        self, tmp_path: Path, sampler: str
+    ) -> None:
+        changes = {
+            "sampler": {
+                "type": sampler,
+                "seed": 3,
+                **({"n_startup_trials": 3} if sampler == "tpe" else {}),
+            }
+        }
+        whole = run(tmp_path / "whole", **changes)
+        spec = make_spec(tmp_path / "parts", **changes)
+        record = start(spec, sqlite(tmp_path / "parts"))
+        for trials in range(1, 9):
+            Worker(Study(record, trials)).work()
+            record = again(spec, sqlite(tmp_path / "parts"))
+        assert picture(record) == whole
+
+    def test_other_seed_gives_another_study(self, tmp_path: Path) -> None:
+        one = run(tmp_path / "1", sampler={"type": "tpe", "seed": 1})
+        two = run(tmp_path / "2", sampler={"type": "tpe", "seed": 2})
+        assert one != two
+
+
+class _Killed(BaseException):
+    pass
+
+
+class TestKills:
+    """A driver killed at any write goes on to the very study that nobody killed."""
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    @pytest.mark.timeout(300)
+    def test_killed_at_any_write_nothing_is_lost(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    ) -> None:
+        changes = {"fixed": {"max_steps": 4}, "sampler": {"type": "tpe", "n_startup_trials": 2}}
+        whole = run(tmp_path / "whole", trials=4, **changes)
+        write = Study._write
+        kill_at = 0
+        killed = True
+        while killed:
+            spec = make_spec(tmp_path / str(kill_at), **changes)
+            url = sqlite(tmp_path / str(kill_at))
+            record = start(spec, url)
+            killed = self._work_until_killed(record, monkeypatch, when, kill_at)
+            monkeypatch.setattr(Study, "_write", write)
+            if killed:
+                record = again(spec, url)
+                Worker(Study(record, 4)).work()
+            assert picture(record) == whole, f"killed {when} write {kill_at}"
+            best = json.loads((Path(spec.output_dir) / "s" / "best" / "trial.json").read_text())
+            assert best["number"] == record.best().number
+            kill_at += 3 if when == "before" else 4
+        assert kill_at > 30, "the kills did reach into the study"
+
+    def _work_until_killed(
+        self, record: object, monkeypatch: pytest.MonkeyPatch, when: str, kill_at: int
+    ) -> bool:
+        counted = 0
+        write = Study._write
+
+        def counting(self: Study, action: object) -> object:
+            nonlocal counted
+            counted += 1
+            if when == "before" and counted > kill_at:
+                raise _Killed
+            result = write(self, action)
+            if when == "after" and counted > kill_at:
+                raise _Killed
+            return result
+
+        monkeypatch.setattr(Study, "_write", counting)
+        study = None
+        try:
+            study = Study(record, 4)
+            Worker(study).work()
+        except _Killed:
+            if study is not None and study._lock is not None:
+                study._lock.release()  # the kernel does that for a killed process
+            return True
+        return False
+
+    def test_no_step_before_the_last_checkpoint_is_trained_again(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path, fixed={"max_steps": 6})
+        record = start(spec, sqlite(tmp_path))
+        study = Study(record, 2)
+        claim = study.next_trial()
+        first = Worker(study)
+        first.study.report = _stop_after(study, 3)
+        with pytest.raises(_Killed):
+            first.train(claim.number, claim.config)
+        study._lock.release()
+        second = Worker(Study(again(spec, sqlite(tmp_path)), 2))
+        second.work()
+        assert [s for n, s in first.trained if n == 0] == [1, 2, 3]
+        assert [s for n, s in second.trained if n == 0] == [4, 5, 6]
+        assert [t.state for t in record.trials()].count("RUNNING") == 0
+
+    def test_a_report_that_only_the_checkpoint_knows_is_filed(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path, pruner={"type": "none"})
+        record = start(spec, sqlite(tmp_path))
+        study = Study(record, 1)
+        claim = study.next_trial()
+        history = [Report(0, 1, 1, {"eval_loss": 0.5}), Report(0, 2, 2, {"eval_loss": 0.4})]
+        study.store.write(0, 2, history, True, _save)
+        study._lock.release()
+        study = Study(again(spec, sqlite(tmp_path)), 1)
+        assert study.next_trial() == hpo.study.Claim(0, 2, claim.config, True)
+        assert [r["metrics"]["eval_loss"] for r in record.trials()[0].reports.values()] == [
+            0.5,
+            0.4,
+        ]
+
+    def test_a_verdict_that_was_not_told_is_told_on_adoption(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path)
+        record = start(spec, sqlite(tmp_path))
+        study = Study(record, 2)
+        first = study.next_trial()
+        assert not study.report(first.number, Report(0, 1, 1, {"eval_loss": 0.1}))
+        study.store.write(0, 1, [], True, _save)
+        study.report(first.number, Report(0, 2, 2, {"eval_loss": 0.1}, end="finished"))
+        second = study.next_trial()
+        # killed after the report was stored and before its verdict
+        study._file(second.number, Report(1, 1, 1, {"eval_loss": 0.9}), 0.9)
+        study._lock.release()
+        resumed = Study(again(spec, sqlite(tmp_path)), 2)
+        with pytest.raises(ExhaustedError):
+            resumed.next_trial()
+        assert [t.state for t in record.trials()] == ["COMPLETE", "PRUNED"]
+
+
+def _save(folder: Path) -> None:
+    for name in ("adapter", "state"):
+        (folder / name).mkdir()
+        (folder / name / "x.json").write_text("{}")
+
+
+def _stop_after(study: Study, step: int) -> object:
+    report = study.report
+
+    def stopping(number: int, said: Report) -> bool:
+        over = report(number, said)
+        if said.step == step:
+            raise _Killed
+        return over
+
+    return stopping
+
+
+class TestTrials:
+    def test_a_grid_is_tried_once_each_and_then_ends(self, tmp_path: Path) -> None:
+        space = {"y": {"type": "int", "low": 1, "high": 3}, "kind": ["a", "b"]}
+        spec = make_spec(tmp_path, space=space, sampler={"type": "grid"})
+        record = start(spec, sqlite(tmp_path))
+        reason = Worker(Study(record, 100)).work()
+        points = [(t.params["y"], t.params["kind"]) for t in record.trials()]
+        assert points == [(y, kind) for y in (1, 2, 3) for kind in "ab"]
+        assert "all 6 points" in reason
+
+    @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "brute_force", "qmc"])
+    def test_a_finite_space_has_no_duplicates_and_a_clear_end(
+        self, tmp_path: Path, sampler: str
+    ) -> None:
+        space = {"y": {"type": "int", "low": 1, "high": 4}, "kind": ["a", "b", "c"]}
+        spec = make_spec(tmp_path, space=space, sampler={"type": sampler})
+        record = start(spec, sqlite(tmp_path))
+        reason = Worker(Study(record, 100)).work()
+        points = {(t.params["y"], t.params["kind"]) for t in record.trials()}
+        assert len(points) == len(record.trials()) == 12
+        assert "all 12 configs" in reason
+
+    def test_enqueued_configs_come_first(self, tmp_path: Path) -> None:
+        enqueue = [{"x": 0.25, "y": 3, "kind": "b"}, {"x": -0.5, "y": 1, "kind": "a"}]
+        record = start(make_spec(tmp_path, enqueue=enqueue), sqlite(tmp_path))
+        Worker(Study(record, 4)).work()
+        assert [t.params for t in record.trials()[:2]] == enqueue
+
+    def test_constraints_hold_for_every_trial(self, tmp_path: Path) -> None:
+        record = start(make_spec(tmp_path, constraints=["x * y <= 0.2"]), sqlite(tmp_path))
+        Worker(Study(record, 12)).work()
+        assert all(t.params["x"] * t.params["y"] <= 0.2 for t in record.trials())
+
+    def test_nothing_is_proposed_ahead(self, tmp_path: Path) -> None:
+        record = start(make_spec(tmp_path), sqlite(tmp_path))
+        study = Study(record, 5)
+        study.next_trial()
+        assert [t.state for t in record.trials()] == ["RUNNING"]
+
+    def test_extending_goes_on_counting(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path)
+        record = start(spec, sqlite(tmp_path))
+        Worker(Study(record, 3)).work()
+        Worker(Study(again(spec, sqlite(tmp_path)), 5)).work()
+        assert [t.number for t in record.trials()] == [0, 1, 2, 3, 4]
+
+    def test_a_second_study_of_the_same_name_is_refused(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path)
+        create_study(spec, sqlite(tmp_path))
+        with pytest.raises(StudyError, match="hpo resume s"):
+            create_study(spec, sqlite(tmp_path))
+
+    def test_a_second_driver_on_sqlite_is_refused(self, tmp_path: Path) -> None:
+        record = start(make_spec(tmp_path), sqlite(tmp_path))
+        study = Study(record, 1)
+        with pytest.raises(StudyError, match="being run by another process"):
+            Study(open_study("s", sqlite(tmp_path)), 1)
+        study.close()
+
+    def test_an_unknown_study_names_the_nearest(self, tmp_path: Path) -> None:
+        start(make_spec(tmp_path, study="docstrings"), sqlite(tmp_path))
+        with pytest.raises(StudyError, match="Did you mean 'docstrings'"):
+            open_study("docstring", sqlite(tmp_path))
+
+
+class TestEnds:
+    def claimed(self, tmp_path: Path, **changes: object) -> Study:
+        study = Study(start(make_spec(tmp_path, **changes), sqlite(tmp_path)), 2)
+        study.next_trial()
+        return study
+
+    def test_a_pruned_trial_keeps_every_report(self, tmp_path: Path) -> None:
+        study = self.claimed(tmp_path)
+        study.report(0, Report(0, 1, 1, {"eval_loss": 0.1}))
+        study.next_trial()
+        assert study.report(1, Report(1, 1, 1, {"eval_loss": 0.2}))
+        trial = study.record.trials()[1]
+        assert (trial.state, trial.reason, trial.value) == ("PRUNED", "pruned", 0.2)
+
+    def test_nan_ends_a_trial_at_once_and_is_not_best(self, tmp_path: Path) -> None:
+        study = self.claimed(tmp_path)
+        assert study.report(0, Report(0, 1, 1, {"eval_loss": float("nan")}))
+        trial = study.record.trials()[0]
+        assert (trial.state, trial.reason) == ("PRUNED", "diverged")
+        assert study.record.best() is None
+
+    def test_a_missing_metric_fails_the_trial_and_names_what_there_is(self, tmp_path: Path) -> None:
+        study = self.claimed(tmp_path)
+        assert study.report(0, Report(0, 1, 1, {"loss": 0.1}))
+        trial = study.record.trials()[0]
+        assert trial.state == "FAIL"
+        assert "no metric 'eval_loss'" in trial.message
+        assert "loss" in trial.message
+
+    def test_a_value_is_the_best_validation(self, tmp_path: Path) -> None:
+        study = self.claimed(tmp_path, pruner={"type": "none"})
+        for index, loss in enumerate([0.5, 0.2, 0.9], start=1):
+            end = "finished" if index == 3 else None
+            study.store.write(0, index, [], True, _save)
+            study.report(0, Report(0, index, index, {"eval_loss": loss}, end=end))
+        trial = study.record.trials()[0]
+        assert (trial.state, trial.value, trial.best_step) == ("COMPLETE", 0.2, 2)
+        assert study.store.steps(0) == [2]
+        best = json.loads((study.folder / "best" / "trial.json").read_text())
+        assert (best["number"], best["step"], best["value"]) == (0, 2, 0.2)
+
+    def test_maximize_takes_the_largest(self, tmp_path: Path) -> None:
+        study = self.claimed(tmp_path, metric="score", direction="maximize")
+        for index, score in enumerate([0.5, 0.9, 0.2], start=1):
+            end = "finished" if index == 3 else None
+            study.store.write(0, index, [], True, _save)
+            study.report(0, Report(0, index, index, {"score": score}, end=end))
+        assert study.record.trials()[0].value == 0.9
+
+    def test_a_pruned_trial_is_never_best(self, tmp_path: Path) -> None:
+        record = start(make_spec(tmp_path), sqlite(tmp_path))
+        Worker(Study(record, 12)).work()
+        best = record.best()
+        assert best.state == "COMPLETE"
+        assert any(t.state == "PRUNED" for t in record.trials())
+
+    def test_a_report_said_twice_is_stored_once(self, tmp_path: Path) -> None:
+        study = self.claimed(tmp_path, pruner={"type": "none"})
+        report = Report(0, 1, 1, {"eval_loss": 0.5})
+        assert not study.report(0, report)
+        assert not study.report(0, report)
+        assert len(study.record.trials()[0].reports) == 1
+
+
+class TestDisk:
+    def test_checkpoints_of_trials_that_cannot_win_are_deleted(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path, pruner={"type": "none"}, keep_checkpoints=2)
+        record = start(spec, sqlite(tmp_path))
+        Worker(Study(record, 6)).work()
+        store = CheckpointStore(Path(spec.output_dir) / "s")
+        kept = {t.number for t in record.trials() if store.steps(t.number)}
+        ranking = sorted(record.trials(), key=lambda t: t.value)
+        assert kept == {t.number for t in ranking[:2]}
+
+    def test_a_running_trial_keeps_best_latest_and_the_one_before(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path, pruner={"type": "none"})
+        study = Study(start(spec, sqlite(tmp_path)), 1)
+        study.next_trial()
+        for index, loss in enumerate([0.9, 0.1, 0.5, 0.6, 0.7], start=1):
+            study.store.write(0, index, [], True, _save)
+            study.report(0, Report(0, index, index, {"eval_loss": loss}))
+        assert study.store.steps(0) == [2, 4, 5]
+
+    def test_release_hands_a_trial_back_under_its_number(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path)
+        study = Study(start(spec, sqlite(tmp_path)), 3)
+        claim = study.next_trial()
+        study.close()
+        assert [t.state for t in study.record.trials()] == ["WAITING"]
+        resumed = Study(again(spec, sqlite(tmp_path)), 3)
+        assert resumed.next_trial() == hpo.study.Claim(0, 2, claim.config, True)
