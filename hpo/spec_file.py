@@ -81,9 +81,9 @@ def read_spec_file(path: Path) -> SpecFile:
         problems += _option_problems(options, space, _mapping(values.get("fixed")))
     if space is not None:
         problems += _strategy_problems(values, space, options)
-    if problems or spec is None:
+    if problems or spec is None or space is None or options is None:
         raise document.error(_unique(problems))
-    return SpecFile(spec=spec, storage=storage)
+    return SpecFile(spec=_sized(spec, space, options), storage=storage)
 
 
 def read_config_file(path: Path) -> tuple[str, str, dict[str, object]]:
@@ -229,14 +229,17 @@ def _translate(
     where: tuple[str, ...],
     problems: list[Problem],
 ) -> dict[str, object]:
+    placed = {
+        name: _absolute(value, folder)
+        if options.aliases.get(name, name) in options.paths
+        else value
+        for name, value in given.items()
+    }
     try:
-        translated = options.translate(given)
+        return options.translate(placed)
     except ValueError as error:
         problems.append(Problem(where, str(error)))
         return {}
-    for name in options.paths & translated.keys():
-        translated[name] = _absolute(translated[name], folder)
-    return translated
 
 
 def _absolute(value: object, folder: Path) -> object:
@@ -410,6 +413,21 @@ def _strategy_problems(
                 f"'pruner: {{type: none}}'.",
                 at_key=True,
             )
+
+
+def _sized(spec: StudySpec, space: SearchSpace, options: type[TrainerOptions]) -> StudySpec:
+    """Fill in how many validations a full trial has, which Hyperband's brackets need."""
+    if spec.pruner.type != "hyperband" or "max_resource" in spec.pruner.options:
+        return spec
+    config = next(iter(_configs(space)))
+    count = options.model_validate({**spec.fixed, **config}).num_validations()
+    if count is None:
+        raise SpecError(
+            "pruner: hyperband needs the number of validations of a full trial. Set 'max_steps:' or "
+            "an 'eval_steps:' below 1, or give it as 'pruner: {type: hyperband, max_resource: 5}'."
+        )
+    pruner = PrunerSpec(**{**spec.pruner.options, "type": "hyperband", "max_resource": count})
+    return spec.model_copy(update={"pruner": pruner})
 
 
 def _part(model: type[_Model], value: object) -> _Model | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,6 +18,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.checkpoints import CheckpointStore
 from hpo.database import Database, shown, storage_error
 from hpo.errors import StudyError
 from hpo.leases import LEASES
@@ -148,13 +150,20 @@ def create_study(spec: StudySpec, url: str) -> StudyRecord:
     """Store a new study.
 
     Raises:
-        StudyError: One of this name exists.
+        StudyError: One of this name exists, or its folder holds checkpoints of another one.
         StorageError: The database cannot be used.
     """
     database = Database(url)
+    folder = Path(spec.output_dir) / spec.study
     direction = StudyDirection.MINIMIZE if spec.direction == "minimize" else StudyDirection.MAXIMIZE
     try:
         study_id = database.storage.create_new_study([direction], spec.study)
+        if CheckpointStore(folder).trials():  # its trials would go on from them
+            database.storage.delete_study(study_id)
+            raise StudyError(
+                f"{folder} holds the checkpoints of another study {spec.study!r}, which is not in "
+                f"{shown(url)}. Remove the folder, or give another 'study:' or 'output_dir:'."
+            )
         record = StudyRecord(database, study_id, spec)
         return record.update_spec(spec)
     except DuplicatedStudyError:

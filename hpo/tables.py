@@ -18,6 +18,7 @@ STYLE_OF_STATE = {
     "WAITING": "dim",
 }
 MAX_ROWS = 40
+HEADING_WIDTH = 11
 
 
 def trials_table(
@@ -33,8 +34,9 @@ def trials_table(
     table.add_column("state", no_wrap=True)
     table.add_column(spec.metric, justify="right", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
-    for name in spec.space:
-        table.add_column(name, justify="right")
+    searched = [name for name, kind in spec.space.items() if not _is_tied(kind)]
+    for name in searched:
+        table.add_column(_heading(name), justify="right", no_wrap=True)
     hidden = len(trials) - limit
     rows = trials if hidden <= 0 else trials[-limit:]
     for trial in rows:
@@ -45,7 +47,7 @@ def trials_table(
             Text(_state(trial), style=STYLE_OF_STATE.get(trial.state, "")),
             shown(trial.value),
             str(trial.step),
-            *(shown(trial.config.get(name)) for name in spec.space),
+            *(shown(trial.config.get(name)) for name in searched),
             style="bold" if is_best else "",
         )
     if hidden > 0:
@@ -96,6 +98,22 @@ def counted(counts: Mapping[str, int]) -> str:
     """Return `3 complete, 2 pruned` for counts by state, leaving out what there is none of."""
     words = [f"{counts[state]} {state.lower()}" for state in STYLE_OF_STATE if counts.get(state)]
     return ", ".join(words) or "no trials"
+
+
+def _heading(name: str) -> str:
+    """Return a long option's name broken at its underscores: a terminal has 80 columns."""
+    lines = [""]
+    for part in name.split("_"):
+        if lines[-1] and len(lines[-1]) + len(part) >= HEADING_WIDTH:
+            lines[-1] += "_"
+            lines.append(part)
+        else:
+            lines[-1] = f"{lines[-1]}_{part}" if lines[-1] else part
+    return "\n".join(lines)
+
+
+def _is_tied(kind: object) -> bool:
+    return isinstance(kind, dict) and "value" in kind
 
 
 def _state(trial: TrialRecord) -> str:

@@ -134,6 +134,12 @@ class FakeTrainer:
         saved = {"step": state.step, "weight": state.weight, "validations": state.validations}
         (folder / STATE_FOLDER / "state.json").write_text(json.dumps(saved))
 
+    def evaluate(
+        self, options: Mapping[str, object], adapter: Path | None = None
+    ) -> Mapping[str, float]:
+        weight = json.loads((adapter / "weight.json").read_text()) if adapter else 0.0
+        return {"eval_loss": (weight - 0.3) ** 2}
+
     @classmethod
     def merge(cls, options: Mapping[str, object], adapter: Path, folder: Path) -> None:
         folder.mkdir()

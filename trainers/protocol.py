@@ -195,6 +195,17 @@ class Trainer(Protocol):
         """
         ...
 
+    def evaluate(
+        self, options: Mapping[str, object], adapter: Path | None = None
+    ) -> Mapping[str, float]:
+        """Return the validation's metrics of a saved adapter, or of the base model as it is.
+
+        Args:
+            options: A trial's whole config.
+            adapter: An ``ADAPTER_FOLDER`` of a trial with these options; None: before training.
+        """
+        ...
+
     @classmethod
     def merge(cls, options: Mapping[str, object], adapter: Path, folder: Path) -> None:
         """Write full weights, base model and adapter in one, into an empty folder.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from rich.console import Console
 
-stdout = Console(soft_wrap=False)
+WIDTH_WITHOUT_TERMINAL = 160
+
+stdout = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
 stderr = Console(stderr=True)
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import uuid
@@ -95,7 +96,9 @@ class Driver:
             TrainerError: No trial can be trained at all, and why.
             HpoError: The database or the disk failed; everything stored stands.
         """
-        with self._signals_caught(), self._cluster():
+        # Ray prints what it has to say of its nodes on stdout, which is for data.
+        # Ray takes SIGTERM for itself when it starts, so ours are set behind it.
+        with contextlib.redirect_stdout(sys.stderr), self._cluster(), self._signals_caught():
             searcher = self._tune()
         if self._fatal is not None:
             raise TrainerError(self._fatal)

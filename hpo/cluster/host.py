@@ -63,6 +63,7 @@ class _Seat:
     history: list[Report] = field(default_factory=list)
     words: deque[Word] = field(default_factory=deque)
     steps_seen: int = 0
+    joined: bool = False
     ended: bool = False
 
 
@@ -181,6 +182,7 @@ class ModelHost:
             return
         try:
             trainer.add(number, seat.config, checkpoint.folder if checkpoint else None)
+            seat.joined = True
         except Exception as error:
             reason = str(error) if isinstance(error, ValueError) else traceback.format_exc()
             failure = Report(
@@ -205,6 +207,8 @@ class ModelHost:
 
     def _save_all(self, trainer: Trainer) -> None:
         for number, seat in list(self._seats.items()):
+            if not seat.joined:  # it asked to join after this request; its joining will say so
+                continue
             if not seat.ended:
                 step = trainer.step(number)
                 if step > seat.steps_seen:

@@ -240,6 +240,15 @@ class TestTrials:
         with pytest.raises(StudyError, match="hpo resume s"):
             create_study(spec, sqlite(tmp_path))
 
+    def test_checkpoints_of_another_study_are_never_gone_on_from(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path)
+        Worker(Study(create_study(spec, sqlite(tmp_path)), 1)).work()
+        (tmp_path / "hpo.db").unlink()  # as a user does who wants to begin again
+        with pytest.raises(StudyError, match="holds the checkpoints of another study"):
+            create_study(spec, sqlite(tmp_path))
+        with pytest.raises(StudyError, match="no study at all"):
+            open_study("s", sqlite(tmp_path))
+
     def test_a_second_driver_on_sqlite_is_refused(self, tmp_path: Path) -> None:
         record = start(make_spec(tmp_path), sqlite(tmp_path))
         study = Study(record, 1)

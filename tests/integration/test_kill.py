@@ -1,0 +1,133 @@
+"""Drivers that are killed, stopped and asked to leave; checked from the database and the disk."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hpo.checkpoints import CheckpointStore
+from tests.integration.command import (
+    begin,
+    hpo,
+    journal,
+    kill_group,
+    wait_until,
+    write_study,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SLOW = {"step_s": 0.15, "max_steps": 12}
+
+
+def trials_of(folder: Path) -> list[dict[str, object]]:
+    return hpo(folder, "status", "s", "--json").json()["trials"]
+
+
+def newest_steps(folder: Path) -> dict[int, int]:
+    """Return the step of each unfinished trial's newest whole checkpoint."""
+    store = CheckpointStore(folder / "runs" / "s")
+    found = {number: store.newest(number) for number in store.trials()}
+    return {number: checkpoint.step for number, checkpoint in found.items() if checkpoint}
+
+
+def trained(folder: Path, after_line: int) -> dict[int, list[int]]:
+    steps: dict[int, list[int]] = {}
+    for line in journal(folder)[after_line:]:
+        if line["what"] == "step":
+            steps.setdefault(line["trial"], []).append(line["step"])
+    return steps
+
+
+def check_all_done(folder: Path, num_trials: int) -> None:
+    trials = trials_of(folder)
+    assert [t["number"] for t in trials] == list(range(num_trials))
+    assert {t["state"] for t in trials} <= {"COMPLETE", "PRUNED"}
+    assert len({str(t["params"]) for t in trials}) == num_trials
+    for trial in trials:
+        steps = [v["step"] for v in trial["validations"]]
+        assert steps == list(range(1, len(steps) + 1)), "every report stands, none twice"
+
+
+def test_killed_in_mid_search_nothing_is_lost_and_nothing_trained_twice(tmp_path: Path) -> None:
+    write_study(tmp_path, fixed=SLOW)
+    process = begin(tmp_path, "run", "study.yaml", "--trials", "6")
+    wait_until(lambda: len(journal(tmp_path)) > 20, "twenty steps are trained")
+    kill_group(process)
+    before = trials_of(tmp_path)
+    saved = newest_steps(tmp_path)
+    unfinished = [t["number"] for t in before if t["state"] == "RUNNING"]
+    assert unfinished, "the kill came in the middle"
+    lines = len(journal(tmp_path))
+    result = hpo(tmp_path, "resume", "s")
+    assert result.code == 0, result.err
+    check_all_done(tmp_path, 6)
+    after = trials_of(tmp_path)
+    again = trained(tmp_path, lines)
+    for trial in before:
+        number = trial["number"]
+        if number in unfinished:
+            assert after[number]["validations"][: len(trial["validations"])] == trial["validations"]
+            steps = again.get(number, [])
+            assert all(step > saved.get(number, 0) for step in steps)
+            assert len(steps) == len(set(steps))
+        else:
+            assert after[number] == trial, "finished trials stand"
+            assert number not in again
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_saves_every_trial_and_leaves_without_orphans(tmp_path: Path, name: str) -> None:
+    write_study(tmp_path, fixed={"step_s": 0.15, "max_steps": 40, "eval_steps": 10})
+    process = begin(tmp_path, "run", "study.yaml", "--trials", "3")
+    wait_until(lambda: len(journal(tmp_path)) > 6, "six steps are trained")
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(getattr(signal, name))
+    assert process.wait(timeout=60) == 130
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, "no process is left behind"
+    trials = trials_of(tmp_path)
+    assert {t["state"] for t in trials} == {"WAITING"}
+    last = {number: steps[-1] for number, steps in trained(tmp_path, 0).items()}
+    assert newest_steps(tmp_path) == last, "saved at its very last step, between two validations"
+    lines = len(journal(tmp_path))
+    assert hpo(tmp_path, "resume", "s").code == 0
+    for number, steps in trained(tmp_path, lines).items():
+        assert steps[0] == last.get(number, 0) + 1
+    assert {t["state"] for t in trials_of(tmp_path)} <= {"COMPLETE", "PRUNED"}
+
+
+def test_stop_from_another_terminal_saves_and_ends_with_0(tmp_path: Path) -> None:
+    write_study(tmp_path, fixed=SLOW)
+    process = begin(tmp_path, "run", "study.yaml", "--trials", "6")
+    wait_until(lambda: len(journal(tmp_path)) > 6, "six steps are trained")
+    result = hpo(tmp_path, "stop", "s")
+    assert result.code == 0
+    assert "it has left" in result.err
+    assert process.wait(timeout=60) == 0
+    assert "RUNNING" not in {t["state"] for t in trials_of(tmp_path)}
+    assert hpo(tmp_path, "resume", "s").code == 0
+    check_all_done(tmp_path, 6)
+
+
+def test_while_a_driver_runs_a_second_one_is_refused(tmp_path: Path) -> None:
+    write_study(tmp_path, fixed=SLOW)
+    process = begin(tmp_path, "run", "study.yaml", "--trials", "4")
+    wait_until(lambda: len(journal(tmp_path)) > 2, "it trains")
+    result = hpo(tmp_path, "resume", "s")
+    kill_group(process)
+    assert result.code == 2
+    assert "being run by another process" in result.err
+
+
+def test_the_hours_of_the_budget_end_a_run_that_can_be_resumed(tmp_path: Path) -> None:
+    write_study(tmp_path, fixed=SLOW, budget={"trials": 50, "hours": 0.006})
+    result = hpo(tmp_path, "run", "study.yaml")
+    assert result.code == 0, result.err
+    assert "time budget" in result.err
+    states = {t["state"] for t in trials_of(tmp_path)}
+    assert "RUNNING" not in states
+    assert len(trials_of(tmp_path)) < 50

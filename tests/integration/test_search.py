@@ -1,0 +1,144 @@
+"""A whole search through Ray, by the command line, and every verb that looks at it afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.command import Result, hpo, journal, write_study
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("search")
+    write_study(folder)
+    return folder, hpo(folder, "run", "study.yaml", "--trials", "7")
+
+
+def test_a_search_ends_with_a_table_the_best_config_and_what_to_do_next(
+    searched: tuple[Path, Result],
+) -> None:
+    folder, result = searched
+    assert result.code == 0, result.err
+    assert "best: trial" in result.out
+    assert f"adapter: {folder / 'runs' / 's' / 'best' / 'adapter'}" in result.out
+    assert "hpo resume s --trials 14" in result.out
+    assert "Traceback" not in result.err
+
+
+def test_one_tune_trial_is_one_stored_trial(searched: tuple[Path, Result]) -> None:
+    folder, _ = searched
+    status = hpo(folder, "status", "s", "--json").json()
+    assert [t["number"] for t in status["trials"]] == list(range(7))
+    assert {t["state"] for t in status["trials"]} <= {"COMPLETE", "PRUNED"}
+    begun = [line["trial"] for line in journal(folder) if line["what"] == "add"]
+    assert sorted(begun) == list(range(7))
+
+
+def test_all_trials_of_a_device_are_trained_by_one_host(searched: tuple[Path, Result]) -> None:
+    folder, _ = searched
+    assert len({line["pid"] for line in journal(folder)}) == 1
+
+
+def test_pruned_trials_keep_all_reports_and_completed_ones_have_the_full_budget(
+    searched: tuple[Path, Result],
+) -> None:
+    folder, _ = searched
+    for trial in hpo(folder, "status", "s", "--json").json()["trials"]:
+        steps = [v["step"] for v in trial["validations"]]
+        assert steps == list(range(1, len(steps) + 1))
+        assert (trial["state"] == "COMPLETE") == (len(steps) == 9)
+
+
+def test_best_is_a_folder_that_trains_again(searched: tuple[Path, Result]) -> None:
+    folder, _ = searched
+    best = hpo(folder, "best", "s", "--json").json()
+    config = folder / "runs" / "s" / "best" / "config.yaml"
+    again = hpo(folder, "train", str(config), "--json", "--output-dir", "again")
+    assert again.code == 0, again.err
+    assert again.json()["metrics"]["eval_loss"] == pytest.approx(best["value"], abs=0)
+
+
+def test_export_hands_over_adapter_and_full_weights(searched: tuple[Path, Result]) -> None:
+    folder, _ = searched
+    result = hpo(folder, "export", "s", "--merge", "--out", "out")
+    assert result.code == 0, result.err
+    assert (folder / "out" / "adapter" / "weight.json").exists()
+    assert (folder / "out" / "merged" / "model.json").exists()
+    refused = hpo(folder, "export", "s", "--out", "out")
+    assert refused.code == 2
+    assert "exists" in refused.err
+
+
+def test_list_and_logs_tell_what_there_is(searched: tuple[Path, Result]) -> None:
+    folder, _ = searched
+    listed = hpo(folder, "list", "--json").json()
+    assert listed[0]["study"] == "s"
+    assert listed[0]["trials"] == 7
+    log = hpo(folder, "logs", "s", "0", "--json").json()
+    assert [line["step"] for line in log if line["kind"] == "step"] == list(range(1, 10))
+    assert hpo(folder, "logs", "s", "99").code == 2
+
+
+def test_a_second_run_of_the_name_is_refused_with_the_way_on(
+    searched: tuple[Path, Result],
+) -> None:
+    folder, _ = searched
+    result = hpo(folder, "run", "study.yaml", "--trials", "2")
+    assert result.code == 2
+    assert "hpo resume s" in result.err
+
+
+def test_resume_from_another_folder_without_the_file_extends(
+    searched: tuple[Path, Result], tmp_path: Path
+) -> None:
+    folder, _ = searched
+    url = f"sqlite:///{folder / 'hpo.db'}"
+    before = hpo(folder, "status", "s", "--json").json()["trials"]
+    result = hpo(tmp_path, "resume", "s", "--trials", "9", "--storage", url)
+    assert result.code == 0, result.err
+    after = hpo(folder, "status", "s", "--json").json()["trials"]
+    assert after[:7] == before
+    assert len(after) == 9
+
+
+def test_a_model_that_cannot_be_loaded_is_said_once_and_frees_the_name(tmp_path: Path) -> None:
+    write_study(tmp_path, fixed={"base": "missing"})
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "3")
+    assert result.code == 2
+    assert "the model 'missing' cannot be loaded" in result.err
+    assert "Traceback" not in result.err
+    assert hpo(tmp_path, "list", "--json").json() == []
+
+
+def test_a_study_without_one_complete_trial_ends_with_1(tmp_path: Path) -> None:
+    write_study(tmp_path, fixed={"fail_above": -2.0})
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "2")
+    assert result.code == 1, result.err
+    status = hpo(tmp_path, "status", "s", "--json").json()
+    assert [t["state"] for t in status["trials"]] == ["FAIL", "FAIL"]
+    assert [t["message"] for t in status["trials"]] == ["it broke", "it broke"]
+
+
+def test_delete_removes_rows_and_files(tmp_path: Path) -> None:
+    write_study(tmp_path, fixed={"max_steps": 1})
+    assert hpo(tmp_path, "run", "study.yaml", "--trials", "1").code == 0
+    assert hpo(tmp_path, "delete", "s").code == 1  # asked, and nobody answered
+    assert hpo(tmp_path, "delete", "s", "--yes").code == 0
+    assert hpo(tmp_path, "list", "--json").json() == []
+    assert not (tmp_path / "runs" / "s").exists()
+    assert hpo(tmp_path, "delete", "s", "--yes", "--missing-ok").code == 0
+
+
+def test_a_host_that_dies_is_replaced_and_its_trials_go_on(tmp_path: Path) -> None:
+    write_study(tmp_path, fixed={"kill_once": str(tmp_path / "killed")}, pruner={"type": "none"})
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "2", "--json")
+    assert result.code == 0, result.err
+    trials = json.loads(result.out)["trials"]
+    assert [t["state"] for t in trials] == ["COMPLETE", "COMPLETE"]
+    assert all([v["step"] for v in t["validations"]] == list(range(1, 10)) for t in trials)
+    assert len({line["pid"] for line in journal(tmp_path)}) == 2

@@ -1,0 +1,180 @@
+"""LoraOptions: defaults, checks, and other tools' names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from trainers.lora import LoraOptions
+
+BASE = {"model_name_or_path": "org/model", "train_file": "train.jsonl", "val_size": 0.1}
+
+
+def make(**options: object) -> LoraOptions:
+    return LoraOptions.model_validate({**BASE, **options})
+
+
+def test_importing_the_trainer_loads_no_torch() -> None:
+    code = (
+        "import sys; from trainers.lora import LoraTrainer;"
+        "LoraTrainer.Options.model_json_schema();"
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_option_is_described() -> None:
+    assert [n for n, field in LoraOptions.model_fields.items() if not field.description] == []
+
+
+def test_class_variables_name_options() -> None:
+    names = set(LoraOptions.model_fields)
+    assert LoraOptions.shared <= names
+    assert LoraOptions.budget <= names
+    assert set(LoraOptions.aliases.values()) <= names
+    assert not names & set(LoraOptions.aliases)
+    assert not names & set(LoraOptions.ignored)
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValidationError, match="learning_rat\n"):
+        make(learning_rat=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"val_size": None}, "got neither"),
+        ({"validation_file": "val.jsonl"}, "got both"),
+        ({"quantization_bit": 8}, "give 4"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type"),
+        ({"warmup_steps": 2.5}, "warmup_steps"),
+        ({"target_modules": []}, "target_modules"),
+    ],
+)
+def test_wrong_values_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        make(**options)
+
+
+def test_alpha_defaults_to_twice_the_rank() -> None:
+    assert make(lora_r=8).alpha == 16
+    assert make(lora_r=8, lora_alpha=5).alpha == 5
+
+
+def test_target_modules_may_be_a_list_or_one_line() -> None:
+    assert make(target_modules="q_proj, v_proj").target_modules == ("q_proj", "v_proj")
+    assert make(target_modules=["q_proj"]).target_modules == ("q_proj",)
+    assert make(target_modules="all").target_modules == "all-linear"
+
+
+def test_options_survive_json() -> None:
+    options = make(target_modules="q_proj,v_proj", warmup_steps=0.1, lora_alpha=7)
+    assert LoraOptions.model_validate_json(options.model_dump_json()) == options
+
+
+def test_a_llama_factory_file_is_understood(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "mine.json"}}))
+    translated = LoraOptions.translate(
+        {
+            "model_name_or_path": "Qwen/Qwen3-4B-Instruct-2507",
+            "trust_remote_code": True,
+            "stage": "sft",
+            "do_train": True,
+            "finetuning_type": "lora",
+            "lora_rank": 8,
+            "lora_target": "all",
+            "dataset": "mine",
+            "dataset_dir": str(tmp_path),
+            "template": "qwen3_nothink",
+            "cutoff_len": 2048,
+            "max_samples": 1000,
+            "preprocessing_num_workers": 16,
+            "dataloader_num_workers": 4,
+            "output_dir": "saves/qwen3",
+            "logging_steps": 10,
+            "save_steps": 500,
+            "plot_loss": True,
+            "overwrite_output_dir": True,
+            "save_only_model": False,
+            "report_to": "none",
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 8,
+            "learning_rate": 1.0e-4,
+            "num_train_epochs": 3.0,
+            "lr_scheduler_type": "cosine",
+            "warmup_ratio": 0.1,
+            "bf16": True,
+            "ddp_timeout": 180000000,
+            "resume_from_checkpoint": None,
+            "val_size": 0.1,
+            "per_device_eval_batch_size": 1,
+            "eval_strategy": "steps",
+            "eval_steps": 500,
+            "quantization_bit": 4,
+        }
+    )
+    options = LoraOptions.model_validate(translated)
+    assert options.train_file == str(tmp_path / "mine.json")
+    assert (options.lora_r, options.max_length, options.max_train_samples) == (8, 2048, 1000)
+    assert (options.warmup_steps, options.dtype) == (0.1, "bfloat16")
+    assert options.target_modules == "all-linear"
+
+
+def test_an_axolotl_file_is_understood() -> None:
+    translated = LoraOptions.translate(
+        {
+            "base_model": "org/model",
+            "sequence_len": 128,
+            "micro_batch_size": 2,
+            "num_epochs": 1,
+            "lora_target_modules": ["q_proj"],
+            "lr_scheduler": "cosine",
+            "load_in_4bit": True,
+            "train_file": "train.jsonl",
+            "val_size": 0.1,
+        }
+    )
+    options = LoraOptions.model_validate(translated)
+    assert options.per_device_train_batch_size == 2
+    assert options.quantization_bit == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lora_rank": 8, "lora_r": 8}, "'lora_r' and 'lora_rank'"),
+        ({"bf16": True, "fp16": True}, "'fp16' and 'bf16'"),
+        ({"finetuning_type": "full"}, "'full' is not supported, only 'lora'"),
+        ({"stage": "dpo"}, "'dpo' is not supported, only 'sft'"),
+        ({"do_train": False}, "A trial always trains"),
+        ({"warmup_ratio": 10}, "Give a number of steps as warmup_steps"),
+        ({"eval_strategy": "epoch"}, "eval_steps: 0.2"),
+        ({"dataset": "a,b"}, "exactly one dataset"),
+        ({"dataset": "a", "dataset_dir": "/nowhere"}, "/nowhere/dataset_info.json"),
+        ({"packing": True}, "padded, not packed"),
+    ],
+)
+def test_what_has_no_meaning_here_is_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LoraOptions.translate(given)
+
+
+def test_a_dataset_that_is_not_one_local_file_is_refused(tmp_path: Path) -> None:
+    info = {
+        "hub": {"hf_hub_url": "org/data"},
+        "renamed": {"file_name": "a.json", "columns": {"prompt": "question"}},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="no local file"):
+        LoraOptions.translate({"dataset": "hub", "dataset_dir": str(tmp_path)})
+    with pytest.raises(ValueError, match="renames columns"):
+        LoraOptions.translate({"dataset": "renamed", "dataset_dir": str(tmp_path)})

@@ -1,0 +1,162 @@
+"""Forward and backward passes: the gradients of a training step, and a validation.
+
+Today one trial after the other. Whoever calls this sees several trials go in and one outcome
+for each come out, so that the inside can become one pass for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainers.lora.adapters import AdapterPool
+from trainers.lora.base_model import BaseModel
+from trainers.lora.dataset import Batch, Dataset
+from trainers.lora.encoding import IGNORE_INDEX
+from trainers.lora.schedule import derive_seed
+from trainers.lora.trial import Trial
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """What a training step measured before the optimizer acts on its gradients.
+
+    Attributes:
+        loss: Nats per target token over all passes of the step.
+        num_tokens: Tokens that went through the model, without padding.
+        seconds: How long this trial's passes took.
+    """
+
+    loss: float
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PassFailed:
+    """A trial's pass raised; ``message`` is the error in one line, the traceback below."""
+
+    message: str
+
+
+class Passes:
+    """Runs trials through the base model, each with its own adapter."""
+
+    def __init__(self, base: BaseModel, adapters: AdapterPool, dataset: Dataset) -> None:
+        self._base = base
+        self._adapters = adapters
+        self._dataset = dataset
+
+    def backward(self, trials: Sequence[Trial]) -> list[StepLoss | PassFailed]:
+        """Leave in each trial's weights the gradient of its next step; return losses or errors."""
+        outcomes: list[StepLoss | PassFailed] = []
+        for trial in trials:
+            try:
+                outcomes.append(self._backward_one(trial))
+            except Exception as error:  # becomes this trial's report; the others go on
+                outcomes.append(PassFailed(describe(error)))
+        return outcomes
+
+    def _backward_one(self, trial: Trial) -> StepLoss:
+        start = time.perf_counter()
+        step = trial.step + 1
+        batches = [self._dataset.train_batch(rows) for rows in trial.schedule.micro_batches(step)]
+        num_targets = sum(batch.num_targets for batch in batches)
+        self._adapters.activate(trial.key)
+        self._base.model.train()
+        loss = 0.0
+        for index, batch in enumerate(batches):
+            with self._random_stream(derive_seed(trial.options.seed, "dropout", step, index)):
+                logits_NV, targets_N = self._logits_at_targets(batch)
+                batch_loss = _sum_loss(logits_NV, targets_N) / num_targets
+                # In the stream too: checkpointed layers draw their dropout again going back.
+                trial.backward(batch_loss)
+            loss += batch_loss.item()
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        return StepLoss(loss, num_tokens, time.perf_counter() - start)
+
+    @torch.no_grad()  # not inference_mode: what layers cache here must be usable in training
+    def validate(self, trial: Trial, batches: Sequence[Batch]) -> dict[str, float]:
+        """Return the trial's metrics on the whole validation set, as it is now."""
+        start = time.perf_counter()
+        loss, num_correct = 0.0, 0
+        self._adapters.activate(trial.key)
+        with _evaluating(self._base.model):
+            for batch in batches:
+                logits_NV, targets_N = self._logits_at_targets(batch)
+                loss += _sum_loss(logits_NV, targets_N).item()
+                num_correct += int((logits_NV.argmax(-1) == targets_N).sum())
+        num_targets = sum(batch.num_targets for batch in batches)
+        loss /= num_targets
+        return {
+            "eval_loss": loss,
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "eval_token_accuracy": num_correct / num_targets,
+            "eval_runtime": time.perf_counter() - start,
+        }
+
+    def _logits_at_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return logits, shape (targets, vocabulary), and target ids, of the targets only.
+
+        Projecting prompt tokens on the vocabulary costs up to a fifth of a small model's step.
+        Models that select rows by a mask (nearly all in transformers) are spared it; from
+        others the full logits are taken and selected here.
+        """
+        batch = batch.to(self._base.device)
+        is_target = batch.targets != IGNORE_INDEX
+        arguments: dict[str, Any] = {"use_cache": False}
+        if self._base.selects_logits:
+            arguments["logits_to_keep"] = is_target
+        with self._autocast():
+            output = self._base.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, **arguments
+            )
+        logits: Tensor = output.logits
+        if logits.ndim == 3:
+            logits = logits[is_target.to(logits.device)]
+        targets = batch.targets[is_target].to(logits.device)
+        assert logits.shape[0] == targets.shape[0]
+        return logits, targets
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Compute in the base model's type where its adapters are in a wider one."""
+        if self._base.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self._base.device.type, dtype=self._base.dtype)
+
+    @contextlib.contextmanager
+    def _random_stream(self, seed: int) -> Iterator[None]:
+        """Let the global generators begin at ``seed``, and put them back afterwards."""
+        devices = range(torch.cuda.device_count()) if self._base.device.type == "cuda" else ()
+        with torch.random.fork_rng(devices=list(devices)):
+            torch.manual_seed(seed)
+            yield
+
+
+def describe(error: Exception) -> str:
+    """Return an error in one line, with its traceback below."""
+    lines = traceback.format_exception(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}\n{''.join(lines)}"
+
+
+def _sum_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    return functional.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
