@@ -91,7 +91,7 @@ class CheckpointStore:
         try:
             unfinished.mkdir(parents=True)
             save(unfinished)
-            reports = [asdict(replace(report, step_lines=(), samples=())) for report in history]
+            reports = [_as_json(report) for report in history]
             (unfinished / HISTORY).write_text(json.dumps(reports), encoding="utf-8")
             manifest = {
                 "format": FORMAT,
@@ -190,11 +190,17 @@ class CheckpointStore:
             return Checkpoint(
                 folder=folder,
                 step=int(manifest["step"]),
-                history=tuple(Report(**report) for report in history),
+                history=tuple(Report(**report, step_lines=(), samples=()) for report in history),
                 is_validation=bool(manifest["is_validation"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+def _as_json(report: Report) -> dict[str, object]:
+    """Return a report without what only the log keeps."""
+    kept = asdict(replace(report, step_lines=(), samples=()))
+    return {name: value for name, value in kept.items() if name not in ("step_lines", "samples")}
 
 
 def _files(folder: Path) -> Iterator[str]:

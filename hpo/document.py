@@ -20,6 +20,7 @@ from search_spaces.problems import Problem
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 50
+PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool")}
 MAX_VALUES = 200_000
 
 
@@ -106,7 +107,7 @@ def _plain(node: object, path: Path, depth: int, counter: Iterator[int]) -> obje
     if next(counter) > MAX_VALUES:  # anchors that repeat anchors grow without bound
         raise SpecError(f"{path}: more than {MAX_VALUES} values.")
     tag = getattr(getattr(node, "tag", None), "value", None)
-    if isinstance(node, TaggedScalar) or (tag and not str(tag).startswith("tag:yaml.org,2002:")):
+    if isinstance(node, TaggedScalar) or (tag and str(tag) not in PLAIN_TAGS):
         line = getattr(getattr(node, "lc", None), "line", None)
         place = "" if line is None else f":{line + 1}"
         raise SpecError(f"{path}{place}: the YAML tag {tag} is not allowed here; remove it.")

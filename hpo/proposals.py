@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
 
 from hpo.errors import ExhaustedError
 from hpo.mirror import Mirror
@@ -91,7 +92,7 @@ class Proposer:
 
     def _sample(self, number: int, attempt: int) -> Proposal | None:
         """Return one proposal of the sampler, or None if it breaks a constraint."""
-        study = self._mirror.study(build_sampler(self._spec.sampler, self._space, number, attempt))
+        study = self._mirror.study(self._sampler(number, attempt))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial = study.ask()
@@ -107,6 +108,10 @@ class Proposer:
         if state:
             attrs[SAMPLER_STATE] = dict(state)
         return self._proposal(dict(frozen.params), dict(frozen.distributions), values, attrs)
+
+    def _sampler(self, number: int, attempt: int) -> BaseSampler:
+        grouped = self._space.has_conditions
+        return build_sampler(self._spec.sampler, number, attempt, grouped=grouped)
 
     def _next_of_grid(self, seen: Set[str]) -> Proposal:
         points = self._space.grid_points()

@@ -19,7 +19,6 @@ from optuna.samplers import BaseSampler
 from hpo.errors import SpecError
 from hpo.lookup import find
 from hpo.spec import SamplerSpec
-from search_spaces import SearchSpace
 from search_spaces.problems import did_you_mean
 
 GRID = "grid"
@@ -46,14 +45,14 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def build_sampler(spec: SamplerSpec, space: SearchSpace, number: int, attempt: int) -> BaseSampler:
+def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool) -> BaseSampler:
     """Return the sampler for one attempt at proposing one trial.
 
     Args:
         spec: Name, seed and options; not ``grid``.
-        space: A space with conditions makes TPE sample each group of parameters together.
         number: The number the trial will have.
         attempt: Counts the proposals rejected before.
+        grouped: The space has conditions: TPE shall sample each group of parameters together.
 
     Raises:
         SpecError: The sampler is unknown or refuses its options.
@@ -65,7 +64,7 @@ def build_sampler(spec: SamplerSpec, space: SearchSpace, number: int, attempt: i
     if "seed" in accepted:
         walks = spec.type in SEQUENCES
         options["seed"] = spec.seed if walks else derived_seed(spec.seed, number, attempt)
-    if spec.type == "tpe" and space.has_conditions:
+    if spec.type == "tpe" and grouped:
         options.setdefault("group", True)
     for name in options:
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())

@@ -79,8 +79,9 @@ def read_spec_file(path: Path) -> SpecFile:
     space = _parse_space(values, options, problems)
     if options is not None and space is not None:
         problems += _option_problems(options, space, _mapping(values.get("fixed")))
-    if space is not None:
-        problems += _strategy_problems(values, space, options)
+    elif options is not None:
+        problems += _fixed_problems(options, _mapping(values.get("fixed")))
+    problems += _strategy_problems(values, space, options)
     if problems or spec is None or space is None or options is None:
         raise document.error(_unique(problems))
     return SpecFile(spec=_sized(spec, space, options), storage=storage)
@@ -333,6 +334,15 @@ def _option_problems(
         yield from _validation_problems(options, {**fixed, **config}, "fixed", config)
 
 
+def _fixed_problems(
+    options: type[TrainerOptions], fixed: Mapping[str, object]
+) -> Iterable[Problem]:
+    """Yield what is wrong with the fixed part by itself, where the space cannot be drawn from."""
+    for problem in _validation_problems(options, fixed, "fixed", ()):
+        if len(problem.path) > 1 and problem.path[1] in fixed:
+            yield problem
+
+
 def _validation_problems(
     options: type[TrainerOptions],
     config: Mapping[str, object],
@@ -379,7 +389,7 @@ def _ends(distribution: optuna.distributions.BaseDistribution) -> Iterable[Any]:
 
 
 def _strategy_problems(
-    values: Mapping[str, object], space: SearchSpace, options: type[TrainerOptions] | None
+    values: Mapping[str, object], space: SearchSpace | None, options: type[TrainerOptions] | None
 ) -> Iterable[Problem]:
     sampler = _part(SamplerSpec, values.get("sampler", {}))
     if sampler is not None:
@@ -387,9 +397,10 @@ def _strategy_problems(
             if sampler.type == GRID:
                 if unknown := [*sampler.options]:
                     raise SpecError(f"the sampler 'grid' has no option {unknown[0]!r}.")
-                len(space.grid_points())
+                if space is not None:
+                    len(space.grid_points())
             else:
-                build_sampler(sampler, space, 0, 0)
+                build_sampler(sampler, 0, 0, grouped=False)
         except SpaceError as error:
             yield from error.problems
         except SpecError as error:
@@ -402,7 +413,7 @@ def _strategy_problems(
     except SpecError as error:
         yield Problem(("pruner",), str(error))
         return
-    if options is None or isinstance(judge, Never):
+    if options is None or space is None or isinstance(judge, Never):
         return
     for name in (*space.names, *space.tied):
         if name in options.budget:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -238,7 +239,9 @@ def _construct(name: str, factory: Callable[..., object], options: dict[str, obj
                 f"It has: {', '.join(accepted) or 'none'}."
             )
     try:
-        return factory(**options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return factory(**options)
     except (TypeError, ValueError) as error:
         raise SpecError(f"the pruner {name!r} refuses its options: {error}") from error
 

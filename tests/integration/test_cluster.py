@@ -1,0 +1,143 @@
+"""Placement on several nodes with several (simulated) GPUs each, and hosts that outlive proxies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from hpo.cluster.driver import NAMESPACE, Driver
+from hpo.cluster.host import HostSetup
+from hpo.cluster.proxy import WORD, TrialProxy
+from hpo.study import Claim, Study
+from tests.integration.command import ROOT, hpo, journal, write_study
+from tests.one_worker import make_spec, sqlite, start
+from trainers.protocol import Report
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False},
+    )
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    ray.init(
+        address=cluster.address,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+class Silent:
+    """Watches nothing."""
+
+    def began(self, claim: Claim) -> None: ...
+    def reported(self, number: int, report: Report, over: bool) -> None: ...
+    def noted(self, message: str) -> None: ...
+    def tick(self) -> None: ...
+
+
+def test_every_gpu_of_every_node_has_one_host_that_trains_its_share(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    fixed = {"max_steps": 20, "step_s": 0.1, "journal": str(tmp_path / "journal.jsonl")}
+    spec = make_spec(tmp_path, fixed=fixed, resources={"gpu": 0.5}, pruner={"type": "none"})
+    record = start(spec, sqlite(tmp_path))
+    study = Study(record, 9)
+    assert not Driver(study, Silent()).run().early
+    study.close()
+    assert {t.state for t in record.trials()} == {"COMPLETE"}
+    hosts: dict[int, set[str]] = {}
+    for line in journal(tmp_path):
+        hosts.setdefault(line["pid"], set()).add(line["devices"])
+    assert len(hosts) == 3, "one host a device, on both nodes"
+    assert sorted(next(iter(devices)) for devices in hosts.values()) == ["0", "0", "1"]
+    assert most_at_once(journal(tmp_path)) <= 2, "half a GPU each"
+
+
+def most_at_once(lines: list[dict[str, object]]) -> int:
+    """Return the most trials that any host trained between two of its joins."""
+    most = 0
+    for pid in {line["pid"] for line in lines}:
+        present: dict[object, int] = {}
+        for line in lines:
+            if line["pid"] == pid and line["what"] == "step":
+                present[line["trial"]] = int(line["step"])
+                if present[line["trial"]] == 20:
+                    del present[line["trial"]]
+                most = max(most, len(present))
+    return most
+
+
+def test_two_gpus_a_trial_give_the_host_both(tmp_path: Path, cluster: Cluster) -> None:
+    fixed = {"max_steps": 2, "journal": str(tmp_path / "journal.jsonl")}
+    spec = make_spec(tmp_path, fixed=fixed, resources={"gpu": 2})
+    record = start(spec, sqlite(tmp_path))
+    study = Study(record, 2)
+    Driver(study, Silent()).run()
+    study.close()
+    assert {line["devices"] for line in journal(tmp_path)} == {"0,1"}
+
+
+def test_a_host_outlives_the_proxy_that_made_it(tmp_path: Path, cluster: Cluster) -> None:
+    setup = HostSetup("tests.fake_trainer:FakeTrainer", {}, str(tmp_path), patience_s=30)
+
+    def config(number: int) -> dict[str, object]:
+        options = {"max_steps": 50, "step_s": 0.05, "journal": str(tmp_path / "journal.jsonl")}
+        return {"number": number, "config": options, "setup": setup, "run_id": "outlives"}
+
+    actor = ray.remote(num_gpus=0.25, num_cpus=0)(TrialProxy)
+    first, second = actor.remote(config(1)), actor.remote(config(2))
+    ray.get([first.train.remote(), second.train.remote()])
+    ray.kill(first)
+    result = ray.get(second.train.remote())
+    assert result[WORD].report.step == 2
+    ray.get(second.stop.remote())
+    ray.kill(second)
+    assert len({line["pid"] for line in journal(tmp_path)}) == 1
+
+
+def test_a_host_that_nobody_calls_leaves(tmp_path: Path, cluster: Cluster) -> None:
+    setup = HostSetup("tests.fake_trainer:FakeTrainer", {}, str(tmp_path), patience_s=2)
+    proxy = ray.remote(num_gpus=0.25, num_cpus=0)(TrialProxy).remote(
+        {"number": 7, "config": {"max_steps": 3}, "setup": setup, "run_id": "leaves"}
+    )
+    ray.get(proxy.train.remote())
+    ray.kill(proxy)
+    deadline = time.monotonic() + 30
+    while _hosts("leaves"):
+        assert time.monotonic() < deadline, "the host is still there"
+        time.sleep(0.2)
+
+
+def _hosts(run_id: str) -> list[str]:
+    from ray.util import list_named_actors
+
+    names = [actor["name"] for actor in list_named_actors(all_namespaces=True)]
+    return [name for name in names if name.startswith(f"hpo-host-{run_id}-")]
+
+
+def test_ray_address_joins_a_running_cluster(tmp_path: Path, cluster: Cluster) -> None:
+    write_study(tmp_path, ray_address=cluster.address, fixed={"max_steps": 3})
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "4")
+    assert result.code == 0, result.err
+    assert "joining the Ray cluster" in result.err
+    assert {line["devices"] for line in journal(tmp_path)} <= {"0", "1"}
+
+
+def test_more_gpus_than_there_are_is_said_at_once(tmp_path: Path) -> None:
+    write_study(tmp_path, resources={"gpu": 2}, ray_address="127.0.0.1:1")
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "1")
+    assert result.code == 2
+    assert "cannot join the Ray cluster" in result.err
