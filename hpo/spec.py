@@ -99,7 +99,7 @@ class StudySpec(_Part):
     output_dir: str = Field("runs", description="The folder for checkpoints and the best adapter.")
     ray_address: str | None = Field(
         None,
-        description="A running Ray cluster, as in 'auto' or 'ray://head:10001'; none: this machine.",
+        description="A running Ray cluster, as in 'auto' or 'head:6379'; none: this machine.",
     )
     trainer: str = Field("lora", description="lora, or a dotted path to a Trainer of your own.")
     fixed: dict[str, object] = Field(

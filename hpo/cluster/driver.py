@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 NAMESPACE = "hpo"
 STOP_POLL_S = 2.0
 RETRIES = 3
+CONNECT_TIMEOUT_S = 5
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours saves the trials first
@@ -119,6 +121,7 @@ class Driver:
         address = self._study.spec.ray_address
         started = not ray.is_initialized()
         if started:
+            _check_reachable(address)
             self._progress.noted(
                 f"joining the Ray cluster {address}" if address else "starting Ray on this machine"
             )
@@ -228,6 +231,7 @@ class Driver:
             fixed=spec.fixed,
             store=str(self._study.store.root),
             patience_s=max(spec.lease_s, 15.0),
+            import_path=(os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)),
         )
         return {
             "number": claim.number,
@@ -273,3 +277,21 @@ class Driver:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _check_reachable(address: str | None) -> None:
+    """Knock at a cluster's door: Ray itself tries for minutes before it gives up.
+
+    Raises:
+        StudyError: Nobody answers there.
+    """
+    host, separator, port = (address or "").rpartition(":")
+    if not separator or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise StudyError(
+            f"cannot join the Ray cluster {address}: {error.strerror or error}. Start its head with "
+            f"`ray start --head`, or leave 'ray_address:' out to use this machine."
+        ) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 import traceback
@@ -32,12 +33,14 @@ class HostSetup:
         fixed: Options that all trials share.
         store: Root of the study's checkpoints.
         patience_s: A host that nobody has called for so long ends itself.
+        import_path: Folders where the driver finds modules of the user's own.
     """
 
     trainer: str
     fixed: Mapping[str, object]
     store: str
     patience_s: float
+    import_path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class ModelHost:
             self._die(f"the model's host failed:\n{traceback.format_exc()}")
 
     def _make_trainer(self) -> Trainer:
+        sys.path += [folder for folder in self._setup.import_path if folder not in sys.path]
         return find_trainer(self._setup.trainer)(self._setup.fixed, self._device)
 
     def _serve(self, trainer: Trainer) -> None:
