@@ -31,6 +31,7 @@ CONFIG = "hpo:config"
 DIGEST = "hpo:digest"
 REPORT = "hpo:report:"
 END = "hpo:end"
+METRIC_NAMES = "study:metric_names"  # Optuna's own: the dashboard writes it at the axes
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -164,6 +165,7 @@ def create_study(spec: StudySpec, url: str) -> StudyRecord:
                 f"{folder} holds the checkpoints of another study {spec.study!r}, which is not in "
                 f"{shown(url)}. Remove the folder, or give another 'study:' or 'output_dir:'."
             )
+        database.storage.set_study_system_attr(study_id, METRIC_NAMES, [spec.metric])
         record = StudyRecord(database, study_id, spec)
         return record.update_spec(spec)
     except DuplicatedStudyError:

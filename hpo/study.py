@@ -313,8 +313,7 @@ class Study:
         if state is TrialState.COMPLETE and best is None:
             state, reason = TrialState.FAIL, "failed"
             message = f"the trial ended without one validation of {self.spec.metric!r}."
-        complete = state is TrialState.COMPLETE and best is not None
-        values = [trial.intermediate_values[best]] if complete and best is not None else None
+        values = _told_values(trial, state, best)
 
         def write() -> None:
             with self._leases.held(trial_id, self._claims[number].epoch):
@@ -444,3 +443,12 @@ class Study:
             if isinstance(error.__cause__, sa.exc.SQLAlchemyError):
                 raise storage_error(self.record.database.url, error.__cause__) from None
             raise
+
+
+def _told_values(trial: FrozenTrial, state: TrialState, best: int | None) -> list[float] | None:
+    """Return what a trial is told with: a pruned one, as Optuna does it, with its last report."""
+    if best is None or state is TrialState.FAIL:
+        return None
+    index = best if state is TrialState.COMPLETE else trial.last_step
+    assert index is not None
+    return [trial.intermediate_values[index]]
