@@ -1,7 +1,7 @@
 """From a user's YAML file to a StudySpec, with everything that is wrong in it reported at once.
 
-Merges the base file, translates other tools' names, makes paths absolute and checks the trainer's
-options against every extreme of the space. The fields themselves are in ``hpo.spec``.
+Merges the base file, translates other tools' names and makes paths absolute. The fields themselves
+are in ``hpo.spec``, what may be wrong with their values in ``hpo.spec_checks``.
 """
 
 from __future__ import annotations
@@ -10,31 +10,30 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-import optuna
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from hpo.document import Document, read_document
 from hpo.errors import SpecError
 from hpo.lookup import find_trainer
-from hpo.samplers import GRID, build_sampler
-from hpo.spec import BudgetSpec, PrunerSpec, ResourcesSpec, SamplerSpec, StudySpec
-from hpo.verdicts import Never, build_judge
+from hpo.spec import PrunerSpec, StudySpec
+from hpo.spec_checks import (
+    configs,
+    fixed_problems,
+    option_problems,
+    problem_of,
+    strategy_problems,
+    validation_problems,
+)
 from search_spaces import SearchSpace, SpaceError
 from search_spaces.problems import Problem, did_you_mean
 from trainers.protocol import TrainerOptions
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 FILE_ONLY_KEYS = ("storage", "base")
 """Keys of the file that are no part of a stored study: where it is stored, and what was merged."""
-
-NUM_DRAWS = 16
-"""Random configs that the trainer's options are checked with, beside each range's two ends."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,10 @@ def read_spec_file(path: Path) -> SpecFile:
     spec = _validate(values, path.parent, problems)
     space = _parse_space(values, options, problems)
     if options is not None and space is not None:
-        problems += _option_problems(options, space, _mapping(values.get("fixed")))
+        problems += option_problems(options, space, _mapping(values.get("fixed")))
     elif options is not None:
-        problems += _fixed_problems(options, _mapping(values.get("fixed")))
-    problems += _strategy_problems(values, space, options)
+        problems += fixed_problems(options, _mapping(values.get("fixed")))
+    problems += strategy_problems(values, space, options)
     if problems or spec is None or space is None or options is None:
         raise document.error(_unique(problems))
     return SpecFile(spec=_sized(spec, space, options), storage=storage)
@@ -111,7 +110,7 @@ def read_config_file(path: Path) -> tuple[str, str, dict[str, object]]:
     values = _translate(values, options, path.parent, (), problems)
     problems += [
         Problem(problem.path[1:], problem.message, problem.at_key)
-        for problem in _validation_problems(options, values, "fixed", options.model_fields)
+        for problem in validation_problems(options, values, "fixed", options.model_fields)
     ]
     if problems:
         raise document.error(_unique(problems))
@@ -297,7 +296,7 @@ def _validate(values: dict[str, object], folder: Path, problems: list[Problem]) 
         return StudySpec.model_validate(values)
     except ValidationError as error:
         problems += [
-            _problem(item, (), StudySpec)
+            problem_of(item, (), StudySpec)
             for item in error.errors()
             if item["loc"] != ("space",) or item["type"] != "missing"
         ]
@@ -318,119 +317,11 @@ def _parse_space(
         return None
 
 
-def _option_problems(
-    options: type[TrainerOptions], space: SearchSpace, fixed: Mapping[str, object]
-) -> Iterable[Problem]:
-    """Yield what the trainer refuses, in the fixed part and at every end of the space."""
-    for name in (*space.names, *space.tied):
-        if name in options.shared:
-            yield Problem(
-                ("space", name),
-                "must be the same for all trials, because they share one base model and its data. "
-                "Move it to 'fixed:', and make a study of its own for every other value.",
-                at_key=True,
-            )
-    for config in _configs(space):
-        yield from _validation_problems(options, {**fixed, **config}, "fixed", config)
-
-
-def _fixed_problems(
-    options: type[TrainerOptions], fixed: Mapping[str, object]
-) -> Iterable[Problem]:
-    """Yield what is wrong with the fixed part by itself, where the space cannot be drawn from."""
-    for problem in _validation_problems(options, fixed, "fixed", ()):
-        if len(problem.path) > 1 and problem.path[1] in fixed:
-            yield problem
-
-
-def _validation_problems(
-    options: type[TrainerOptions],
-    config: Mapping[str, object],
-    section: str,
-    searched: Iterable[str],
-) -> Iterable[Problem]:
-    try:
-        options.model_validate(config)
-    except ValidationError as error:
-        for item in error.errors():
-            name = str(item["loc"][0]) if item["loc"] else ""
-            inside = "space" if section == "fixed" and name in set(searched) else section
-            if inside == "space" and item["type"] == "extra_forbidden":
-                continue  # the space's own parser has said so
-            yield _problem(item, (inside,), options)
-
-
-def _configs(space: SearchSpace) -> Iterable[dict[str, object]]:
-    """Yield random configs of the space, then for one of them both ends of every range."""
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(NUM_DRAWS):
-        trial = study.ask()
-        try:
-            yield space.suggest(trial)
-        except SpaceError:
-            continue
-        for name, distribution in space.distributions(trial.params).items():
-            for end in _ends(distribution):
-                try:
-                    yield space.resolve({**trial.params, name: end})
-                except SpaceError:  # this value switches another parameter on or off
-                    continue
-
-
-def _ends(distribution: optuna.distributions.BaseDistribution) -> Iterable[Any]:
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return distribution.choices
-    if isinstance(
-        distribution,
-        optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution,
-    ):
-        return (distribution.low, distribution.high)
-    return ()
-
-
-def _strategy_problems(
-    values: Mapping[str, object], space: SearchSpace | None, options: type[TrainerOptions] | None
-) -> Iterable[Problem]:
-    sampler = _part(SamplerSpec, values.get("sampler", {}))
-    if sampler is not None:
-        try:
-            if sampler.type == GRID:
-                if unknown := [*sampler.options]:
-                    raise SpecError(f"the sampler 'grid' has no option {unknown[0]!r}.")
-                if space is not None:
-                    len(space.grid_points())
-            else:
-                build_sampler(sampler, 0, 0, grouped=False)
-        except SpaceError as error:
-            yield from error.problems
-        except SpecError as error:
-            yield Problem(("sampler",), str(error))
-    pruner = _part(PrunerSpec, values.get("pruner", {}))
-    if pruner is None:
-        return
-    try:
-        judge = build_judge(pruner, num_validations=1)
-    except SpecError as error:
-        yield Problem(("pruner",), str(error))
-        return
-    if options is None or space is None or isinstance(judge, Never):
-        return
-    for name in (*space.names, *space.tied):
-        if name in options.budget:
-            yield Problem(
-                ("space", name),
-                f"may not be searched together with the pruner {pruner.type!r}, which compares trials "
-                f"at the same share of the same budget. Move it to 'fixed:' or set "
-                f"'pruner: {{type: none}}'.",
-                at_key=True,
-            )
-
-
 def _sized(spec: StudySpec, space: SearchSpace, options: type[TrainerOptions]) -> StudySpec:
     """Fill in how many validations a full trial has, which Hyperband's brackets need."""
     if spec.pruner.type != "hyperband" or "max_resource" in spec.pruner.options:
         return spec
-    config = next(iter(_configs(space)))
+    config = next(iter(configs(space)))
     count = options.model_validate({**spec.fixed, **config}).num_validations()
     if count is None:
         raise SpecError(
@@ -439,42 +330,6 @@ def _sized(spec: StudySpec, space: SearchSpace, options: type[TrainerOptions]) -
         )
     pruner = PrunerSpec(**{**spec.pruner.options, "type": "hyperband", "max_resource": count})
     return spec.model_copy(update={"pruner": pruner})
-
-
-def _part(model: type[_Model], value: object) -> _Model | None:
-    try:
-        return model.model_validate(value)
-    except ValidationError:
-        return None
-
-
-_PARTS: Mapping[str, type[BaseModel]] = {
-    "sampler": SamplerSpec,
-    "pruner": PrunerSpec,
-    "resources": ResourcesSpec,
-    "budget": BudgetSpec,
-}
-
-
-def _problem(item: Any, prefix: tuple[str, ...], model: type[BaseModel]) -> Problem:
-    """Turn one of pydantic's errors into ours: what is wrong, the value, what is allowed."""
-    location = tuple(part for part in item["loc"] if not str(part).startswith("function-"))
-    owner = _PARTS.get(str(location[0]), model) if len(location) > 1 else model
-    name = str(location[-1]) if location else ""
-    if item["type"] == "extra_forbidden":
-        fields = owner.model_fields
-        return Problem(
-            (*prefix, *location),
-            f"unknown name.{did_you_mean(name, fields)} Known: {', '.join(sorted(fields))}.",
-            at_key=True,
-        )
-    if item["type"] == "missing":
-        where = f" under '{prefix[0]}:'" if prefix else ""
-        return Problem((*prefix, *location), f"is missing; give it{where}.")
-    message = str(item["msg"]).removeprefix("Value error, ")
-    given = item["input"]
-    shown = "" if isinstance(given, dict | list) else f" It is {given!r}."
-    return Problem((*prefix, *location), f"{message[:1].lower()}{message[1:]}.{shown}")
 
 
 def _mapping(value: object) -> dict[str, object]:

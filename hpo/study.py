@@ -401,6 +401,12 @@ class Study:
         self._claims.pop(number, None)
 
     @property
+    def is_done(self) -> bool:
+        """Whether every trial that was asked for has ended."""
+        ended = all(trial.state.is_finished() for trial in self._mirror.trials)
+        return ended and len(self._mirror.trials) >= self.num_trials
+
+    @property
     def claimed(self) -> frozenset[int]:
         """The trials that this driver owns now."""
         return frozenset(self._claims)

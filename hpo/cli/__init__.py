@@ -19,6 +19,7 @@ def main() -> None:
     if os.getcwd() not in sys.path:  # trainers and samplers of the user's own, by dotted path
         sys.path.insert(0, os.getcwd())
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it can do without
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
     from hpo.cli.app import app

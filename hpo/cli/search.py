@@ -18,7 +18,7 @@ from hpo.progress import RunProgress
 from hpo.samplers import GRID
 from hpo.spec import StudySpec
 from hpo.spec_file import read_spec_file
-from hpo.studies import StudyRecord, best_of, create_study
+from hpo.studies import StudyRecord, TrialRecord, best_of, create_study
 from hpo.study import Study
 from hpo.tables import as_json, shown, trials_table
 
@@ -143,15 +143,20 @@ def delete(
 
 
 def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
-    from hpo.cluster.driver import Driver
+    from hpo.cluster.driver import Driver, Outcome
 
     held = Study(record, num_trials)
-    progress = RunProgress(held, stderr)
-    try:
-        outcome = Driver(held, progress).run()
-    finally:
-        progress.close()
+    if held.is_done:
+        outcome = Outcome(False, False, f"all {num_trials} trials are done")
+        stderr.print(f"all {num_trials} trials are done; --trials {num_trials * 2} would add more.")
         held.close()
+    else:
+        progress = RunProgress(held, stderr)
+        try:
+            outcome = Driver(held, progress).run()
+        finally:
+            progress.close()
+            held.close()
     trials = held.trials()
     best = best_of(trials, held.spec)
     if as_json_:
@@ -165,7 +170,8 @@ def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
         )
     else:
         stdout.print(trials_table(trials, held.spec, best))
-        _tell_best(held, best)
+        if best is not None:
+            _tell_best(held, best)
     if outcome.early:
         stderr.print(f"stopped: {outcome.reason}. To go on: hpo resume {record.name}")
     if outcome.by_signal:
@@ -175,13 +181,9 @@ def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
         raise typer.Exit(1)
 
 
-def _tell_best(study: Study, best: object) -> None:
-    from hpo.studies import TrialRecord
-
-    if not isinstance(best, TrialRecord):
-        return
+def _tell_best(study: Study, best: TrialRecord) -> None:
     spec = study.spec
-    config = ", ".join(f"{name}={shown(best.config.get(name))}" for name in spec.space)
+    config = ", ".join(f"{k}={shown(best.config[k])}" for k in spec.space if k in best.config)
     stdout.print(
         f"best: trial {best.number}, {spec.metric} {shown(best.value)}, {config}", soft_wrap=True
     )

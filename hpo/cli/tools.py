@@ -19,7 +19,9 @@ def validate(
     quick: Annotated[
         bool, typer.Option("--quick", help="Check the file alone; load no model and no data.")
     ] = False,
-    trials: Annotated[int | None, typer.Option("--trials", min=1)] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="As for `hpo run`: for the cost.")
+    ] = None,
 ) -> None:
     """Check everything without training: the file, the space, the data, the model, and the cost.
 

@@ -1,0 +1,168 @@
+"""What is wrong with a study's values: its trainer's options, its sampler, its pruner.
+
+Options are checked at every end of the space, so that no trial fails over what the file could have
+told. Reading and merging files is ``hpo.spec_file``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import optuna
+from pydantic import BaseModel, ValidationError
+
+from hpo.errors import SpecError
+from hpo.samplers import GRID, build_sampler
+from hpo.spec import BudgetSpec, PrunerSpec, ResourcesSpec, SamplerSpec
+from hpo.verdicts import Never, build_judge
+from search_spaces import SearchSpace, SpaceError
+from search_spaces.problems import Problem, did_you_mean
+from trainers.protocol import TrainerOptions
+
+NUM_DRAWS = 16
+"""Random configs that the trainer's options are checked with, beside each range's two ends."""
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def option_problems(
+    options: type[TrainerOptions], space: SearchSpace, fixed: Mapping[str, object]
+) -> Iterable[Problem]:
+    """Yield what the trainer refuses, in the fixed part and at every end of the space."""
+    for name in (*space.names, *space.tied):
+        if name in options.shared:
+            yield Problem(
+                ("space", name),
+                "must be the same for all trials, because they share one base model and its data. "
+                "Move it to 'fixed:', and make a study of its own for every other value.",
+                at_key=True,
+            )
+    for config in configs(space):
+        yield from validation_problems(options, {**fixed, **config}, "fixed", config)
+
+
+def fixed_problems(options: type[TrainerOptions], fixed: Mapping[str, object]) -> Iterable[Problem]:
+    """Yield what is wrong with the fixed part by itself, where the space cannot be drawn from."""
+    for problem in validation_problems(options, fixed, "fixed", ()):
+        if len(problem.path) > 1 and problem.path[1] in fixed:
+            yield problem
+
+
+def validation_problems(
+    options: type[TrainerOptions],
+    config: Mapping[str, object],
+    section: str,
+    searched: Iterable[str],
+) -> Iterable[Problem]:
+    try:
+        options.model_validate(config)
+    except ValidationError as error:
+        for item in error.errors():
+            name = str(item["loc"][0]) if item["loc"] else ""
+            inside = "space" if section == "fixed" and name in set(searched) else section
+            if inside == "space" and item["type"] == "extra_forbidden":
+                continue  # the space's own parser has said so
+            yield problem_of(item, (inside,), options)
+
+
+def configs(space: SearchSpace) -> Iterable[dict[str, object]]:
+    """Yield random configs of the space, then for one of them both ends of every range."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(NUM_DRAWS):
+        trial = study.ask()
+        try:
+            yield space.suggest(trial)
+        except SpaceError:
+            continue
+        for name, distribution in space.distributions(trial.params).items():
+            for end in _ends(distribution):
+                try:
+                    yield space.resolve({**trial.params, name: end})
+                except SpaceError:  # this value switches another parameter on or off
+                    continue
+
+
+def _ends(distribution: optuna.distributions.BaseDistribution) -> Iterable[Any]:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return distribution.choices
+    if isinstance(
+        distribution,
+        optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution,
+    ):
+        return (distribution.low, distribution.high)
+    return ()
+
+
+def strategy_problems(
+    values: Mapping[str, object], space: SearchSpace | None, options: type[TrainerOptions] | None
+) -> Iterable[Problem]:
+    sampler = _part(SamplerSpec, values.get("sampler", {}))
+    if sampler is not None:
+        try:
+            if sampler.type == GRID:
+                if unknown := [*sampler.options]:
+                    raise SpecError(f"the sampler 'grid' has no option {unknown[0]!r}.")
+                if space is not None:
+                    len(space.grid_points())
+            else:
+                build_sampler(sampler, 0, 0, grouped=False)
+        except SpaceError as error:
+            yield from error.problems
+        except SpecError as error:
+            yield Problem(("sampler",), str(error))
+    pruner = _part(PrunerSpec, values.get("pruner", {}))
+    if pruner is None:
+        return
+    try:
+        judge = build_judge(pruner, num_validations=1)
+    except SpecError as error:
+        yield Problem(("pruner",), str(error))
+        return
+    if options is None or space is None or isinstance(judge, Never):
+        return
+    for name in (*space.names, *space.tied):
+        if name in options.budget:
+            yield Problem(
+                ("space", name),
+                f"may not be searched together with the pruner {pruner.type!r}, which compares trials "
+                f"at the same share of the same budget. Move it to 'fixed:' or set "
+                f"'pruner: {{type: none}}'.",
+                at_key=True,
+            )
+
+
+def _part(model: type[_Model], value: object) -> _Model | None:
+    try:
+        return model.model_validate(value)
+    except ValidationError:
+        return None
+
+
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "sampler": SamplerSpec,
+    "pruner": PrunerSpec,
+    "resources": ResourcesSpec,
+    "budget": BudgetSpec,
+}
+
+
+def problem_of(item: Any, prefix: tuple[str, ...], model: type[BaseModel]) -> Problem:
+    """Turn one of pydantic's errors into ours: what is wrong, the value, what is allowed."""
+    location = tuple(part for part in item["loc"] if not str(part).startswith("function-"))
+    owner = _PARTS.get(str(location[0]), model) if len(location) > 1 else model
+    name = str(location[-1]) if location else ""
+    if item["type"] == "extra_forbidden":
+        fields = owner.model_fields
+        return Problem(
+            (*prefix, *location),
+            f"unknown name.{did_you_mean(name, fields)} Known: {', '.join(sorted(fields))}.",
+            at_key=True,
+        )
+    if item["type"] == "missing":
+        where = f" under '{prefix[0]}:'" if prefix else ""
+        return Problem((*prefix, *location), f"is missing; give it{where}.")
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = item["input"]
+    shown = "" if isinstance(given, dict | list) else f" It is {given!r}."
+    return Problem((*prefix, *location), f"{message[:1].lower()}{message[1:]}.{shown}")
