@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -31,6 +32,7 @@ class FakeOptions(TrainerOptions):
     fail_above: float = 100.0
     kill_once: str = ""
     overfit: float = 0.0
+    full_at: int = 0
 
     shared: ClassVar[frozenset[str]] = frozenset({"base", "journal"})
     paths: ClassVar[frozenset[str]] = frozenset({"journal"})
@@ -128,6 +130,8 @@ class FakeTrainer:
 
     def save(self, trial: int, folder: Path) -> None:
         state = self._trials[trial]
+        if state.step == state.options.full_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
         (folder / ADAPTER_FOLDER).mkdir()
         (folder / ADAPTER_FOLDER / "weight.json").write_text(json.dumps(state.weight))
         (folder / STATE_FOLDER).mkdir()

@@ -13,7 +13,7 @@ from hpo.cli import INTERRUPTED
 from hpo.cli.console import print_json, stderr, stdout
 from hpo.cli.target import JsonOption, StorageOption, StudyArgument, find_storage, find_target
 from hpo.edits import check_edit
-from hpo.errors import SpecError, StudyError, TrainerError
+from hpo.errors import HpoError, SpecError, StudyError, TrainerError
 from hpo.progress import RunProgress
 from hpo.samplers import GRID
 from hpo.spec import StudySpec
@@ -154,10 +154,14 @@ def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
         progress = RunProgress(held, stderr)
         try:
             outcome = Driver(held, progress).run()
+        except HpoError as error:
+            if any(trial.reports for trial in held.trials()):
+                error.exit_code = 1  # the study had begun; what it has stands
+            raise
         finally:
             progress.close()
             held.close()
-    trials = held.trials()
+    trials = record.trials()
     best = best_of(trials, held.spec)
     if as_json_:
         print_json(

@@ -24,9 +24,14 @@ def run(tmp_path: Path, trials: int = 8, **changes: object) -> list[tuple[object
 
 
 class TestDeterminism:
-    @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "nsga2", "cmaes", "grid"])
+    @pytest.mark.parametrize(
+        "sampler",
+        ["random", "tpe", "qmc", "nsga2", "cmaes", "gp", "grid", "optuna.samplers.RandomSampler"],
+    )
     def test_same_seed_gives_the_same_study(self, tmp_path: Path, sampler: str) -> None:
         changes = {"sampler": {"type": sampler, "seed": 3}}
+        if sampler == "gp":
+            changes["sampler"]["n_startup_trials"] = 3
         if sampler == "grid":
             changes["space"] = {"y": {"type": "int", "low": 1, "high": 4}, "kind": ["a", "b"]}
         if sampler == "cmaes":

@@ -115,6 +115,16 @@ def test_a_model_that_cannot_be_loaded_is_said_once_and_frees_the_name(tmp_path:
     assert hpo(tmp_path, "list", "--json").json() == []
 
 
+def test_a_full_disk_ends_the_run_with_1_and_the_study_goes_on_later(tmp_path: Path) -> None:
+    write_study(tmp_path, fixed={"full_at": 3}, max_concurrent=1)
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "1")
+    assert result.code == 1
+    assert "No space left on device" in result.err
+    assert "hpo resume" in result.err
+    trial = hpo(tmp_path, "status", "s", "--json").json()["trials"][0]
+    assert (trial["state"], len(trial["validations"])) == ("WAITING", 2)
+
+
 def test_a_study_without_one_complete_trial_ends_with_1(tmp_path: Path) -> None:
     write_study(tmp_path, fixed={"fail_above": -2.0})
     result = hpo(tmp_path, "run", "study.yaml", "--trials", "2")
@@ -142,3 +152,21 @@ def test_a_host_that_dies_is_replaced_and_its_trials_go_on(tmp_path: Path) -> No
     assert [t["state"] for t in trials] == ["COMPLETE", "COMPLETE"]
     assert all([v["step"] for v in t["validations"]] == list(range(1, 10)) for t in trials)
     assert len({line["pid"] for line in journal(tmp_path)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite:////dev/null/hpo.db", "cannot make the folder"),
+        ("postgresql://me@127.0.0.1:1/none", "cannot be used"),
+        ("mysql://me@h/d", "not supported"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_message(
+    tmp_path: Path, url: str, message: str
+) -> None:
+    write_study(tmp_path)
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "1", "--storage", url)
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
