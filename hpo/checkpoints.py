@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -108,10 +109,13 @@ class CheckpointStore:
                 shutil.rmtree(final)
             unfinished.rename(final)
             _fsync(final.parent)
-        except OSError as error:
+        except Exception as error:  # safetensors has errors of its own for a full disk
             shutil.rmtree(unfinished, ignore_errors=True)
+            if self._read(trial, step, check=True) is not None:  # another writer was first
+                return final
+            reason = error.strerror if isinstance(error, OSError) else None
             raise CheckpointError(
-                f"cannot write the checkpoint {final}: {error.strerror or error}. Free space there or "
+                f"cannot write the checkpoint {final}: {reason or error}. Free space there or "
                 f"mend its permissions, then type `hpo resume`: the study goes on from the "
                 f"checkpoint before."
             ) from error
@@ -164,15 +168,16 @@ class CheckpointStore:
 
         self._sweep(self.trial_folder(trial), prefix=".gone.")
 
-    def sweep(self, trial: int) -> None:
-        """Delete what killed writers left of a trial that nobody trains now."""
-        self._sweep(self.trial_folder(trial), prefix=".")
+    def sweep(self, trial: int, older_than_s: float) -> None:
+        """Delete what killed writers left of a trial, if nothing was written there for so long."""
+        self._sweep(self.trial_folder(trial), prefix=".", older_than_s=older_than_s)
 
-    def _sweep(self, folder: Path, prefix: str) -> None:
+    def _sweep(self, folder: Path, prefix: str, older_than_s: float = 0.0) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for name in os.listdir(folder):
-                if name.startswith(prefix):
-                    shutil.rmtree(folder / name, ignore_errors=True)
+                path = folder / name
+                if name.startswith(prefix) and time.time() - path.stat().st_mtime >= older_than_s:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _read(self, trial: int, step: int, *, check: bool) -> Checkpoint | None:
         folder = self.trial_folder(trial) / str(step)

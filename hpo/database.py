@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import sqlalchemy as sa
@@ -19,7 +19,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
-from hpo.errors import StorageError, StudyError
+from hpo.errors import NoDatabaseError, StorageError, StudyError
+
+_T = TypeVar("_T")
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 30
@@ -30,16 +32,16 @@ SCHEMA = sa.Table("hpo_schema", METADATA, sa.Column("version", sa.Integer, prima
 
 def shown(url: str) -> str:
     """Return a URL as it may be printed, logged or stored: without its password."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
+    try:  # a query may hold a password too
+        return make_url(url).set(query={}).render_as_string(hide_password=True)
     except (sa.exc.ArgumentError, ValueError):
         return "the database"
 
 
 def without_secrets(text: str) -> str:
     """Return a text of a library with the passwords of any URL in it struck out."""
-    text = re.sub(r"(\w[\w+.-]*://[^\s:/@]*):[^\s@]+@", r"\1:***@", text)
-    return re.sub(r"(password\s*=\s*)\S+", r"\1***", text, flags=re.IGNORECASE)
+    text = re.sub(r"(\w[\w+.-]*://[^\s:/@]*):\S+@", r"\1:***@", text)
+    return re.sub(r"(password\s*=\s*)[^\s&]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 class Database:
@@ -51,17 +53,24 @@ class Database:
         is_sqlite: Embedded in a file: one driver at a time, held by a file lock.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         """Open a database and make the tables it lacks.
 
         Args:
             url: As ``resolve_storage`` returns it.
+            create: Make the file of a SQLite database that does not exist.
 
         Raises:
             StorageError: It cannot be reached or written, or a newer version wrote it.
+            NoDatabaseError: There is no such file, and ``create`` is false.
         """
         self.url = url
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        if self.is_sqlite and not create and not Path(str(make_url(url).database)).exists():
+            raise NoDatabaseError(
+                f"there is no database {shown(url)}. Go to the folder where the study was begun, or "
+                f"name its database with --storage."
+            )
         if self.is_sqlite:
             self._make_folder()
         try:
@@ -124,9 +133,22 @@ class Database:
         if self.is_sqlite:
             yield
             return
-        with self.engine.begin() as connection:  # released with the transaction, or with a crash
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": study_id})
+        connection = guarded(self.url, lambda: self._advisory_lock(study_id))
+        try:
             yield
+        finally:
+            with contextlib.suppress(SQLAlchemyError):  # a lost connection has lost its lock too
+                connection.close()
+
+    def _advisory_lock(self, key: int) -> sa.Connection:
+        """Return a connection whose transaction holds the lock; it ends with either, or a crash."""
+        connection = self.engine.connect()
+        try:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def driver_lock(self, study: str) -> filelock.FileLock | None:
         """Return the lock of a study's one driver on SQLite, taken; None on a server.
@@ -167,14 +189,26 @@ def storage_error(url: str, error: BaseException) -> StorageError:
     )
 
 
-def retrying() -> Retrying:
-    """Return the retries of a write: while a fault may pass (busy, restarted, disconnected)."""
-    return Retrying(
+def guarded(url: str, action: Callable[[], _T]) -> _T:
+    """Do something with the database, again while its fault may pass (busy, restarted, cut off).
+
+    Raises:
+        StorageError: The fault lasts.
+    """
+    retrying = Retrying(
         retry=retry_if_exception(_may_pass),
         wait=wait_exponential_jitter(multiplier=0.1, max=5),
         stop=stop_after_delay(RETRY_FOR_S),
         reraise=True,
     )
+    try:
+        return retrying(action)
+    except SQLAlchemyError as error:
+        raise storage_error(url, error) from None
+    except Exception as error:
+        if isinstance(error.__cause__, SQLAlchemyError):  # Optuna wraps what SQLAlchemy raises
+            raise storage_error(url, error.__cause__) from None
+        raise
 
 
 def _may_pass(error: BaseException) -> bool:

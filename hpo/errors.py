@@ -25,6 +25,10 @@ class StorageError(HpoError):
     """The database cannot be reached, read or written, or belongs to another version."""
 
 
+class NoDatabaseError(StorageError):
+    """There is no such database yet; looking must not make one."""
+
+
 class CheckpointError(HpoError):
     """A checkpoint is torn, missing or not ours, or cannot be written."""
 

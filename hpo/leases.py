@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo.database import METADATA, Database
 from hpo.errors import LeaseLostError
@@ -67,19 +68,19 @@ class Leases:
             ).scalar()
             if updated is not None:
                 return int(updated)
-        try:
-            with self.database.engine.begin() as connection:
-                connection.execute(
-                    LEASES.insert().values(
-                        trial_id=trial_id,
-                        owner=self.owner,
-                        epoch=1,
-                        expires_at=self._now + self.lease_s,
-                    )
+            insert = sqlite.insert if self.database.is_sqlite else postgresql.insert
+            inserted = connection.execute(
+                insert(LEASES)
+                .values(
+                    trial_id=trial_id,
+                    owner=self.owner,
+                    epoch=1,
+                    expires_at=self._now + self.lease_s,
                 )
-        except sa.exc.IntegrityError:  # another driver holds it, or was first just now
-            return None
-        return 1
+                .on_conflict_do_nothing()  # another driver holds it, or was first just now
+                .returning(LEASES.c.epoch)
+            ).scalar()
+            return None if inserted is None else int(inserted)
 
     @contextlib.contextmanager
     def held(self, trial_id: int, epoch: int) -> Iterator[None]:
@@ -120,6 +121,14 @@ class Leases:
                 )
                 .values(expires_at=0.0)
             )
+
+    def any_alive(self, trial_ids: Sequence[int]) -> bool:
+        """Return whether any driver still breathes for one of these trials."""
+        alive = sa.select(LEASES.c.trial_id).where(
+            LEASES.c.trial_id.in_(trial_ids), LEASES.c.expires_at > self._now
+        )
+        with self.database.engine.connect() as connection:
+            return connection.execute(alive.limit(1)).first() is not None
 
     def _renew(self, connection: sa.Connection, trial_id: int, epoch: int) -> int:
         result = connection.execute(

@@ -29,6 +29,8 @@ def find(kind: str, name: str, known: Mapping[str, str]) -> object:
         SpecError: The name is unknown, or its module cannot be imported.
     """
     path = known.get(name, name)
+    if not path:
+        raise SpecError(f"the {kind} {name!r} cannot be used here, inside another {kind}.")
     if ":" not in path and "." not in path:
         raise SpecError(
             f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}. "

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Sequence
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
@@ -41,8 +42,8 @@ class Mirror(InMemoryStorage):
         """All trials by number; not to be changed."""
         return self._studies[self.study_id].trials
 
-    def put(self, trial: FrozenTrial) -> None:
-        """Add the next trial, or replace the one with the same number.
+    def put(self, trial: FrozenTrial, distributions: dict[str, BaseDistribution]) -> None:
+        """Add the next trial, or replace the one with the same number, with these ranges.
 
         A waiting trial is shown as running: it has its place and its parameters, and Optuna's own
         `ask` would hand it out again.
@@ -50,6 +51,7 @@ class Mirror(InMemoryStorage):
         shown = copy.copy(trial)
         if shown.state is TrialState.WAITING:
             shown.state = TrialState.RUNNING
+        shown.distributions = dict(distributions)
         shown.system_attrs = dict(trial.system_attrs)
         shown.intermediate_values = dict(trial.intermediate_values)
         trials = self._studies[self.study_id].trials

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 
 from hpo.errors import ExhaustedError
 from hpo.mirror import Mirror
@@ -23,8 +23,12 @@ from hpo.samplers import GRID, build_sampler, derived_seed
 from hpo.spec import StudySpec
 from search_spaces import Scalar, SearchSpace
 
-MAX_ATTEMPTS = 200
-"""Proposals rejected in a row before a sampler is given up on."""
+OWN_ATTEMPTS = 20
+"""Proposals of the sampler that may be rejected before random ones take their place: one that
+looks for an optimum, like GP's, may find the same point again and again."""
+
+MAX_ATTEMPTS = 400
+"""Proposals rejected in a row before there is nothing left to propose."""
 
 SAMPLER_STATE = "hpo:sampler_state"
 """What a sampler wrote into the study while it proposed; stored with the trial it proposed."""
@@ -110,6 +114,8 @@ class Proposer:
         return self._proposal(dict(frozen.params), dict(frozen.distributions), values, attrs)
 
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
+        if attempt >= OWN_ATTEMPTS:
+            return RandomSampler(seed=derived_seed(self._spec.sampler.seed, number, attempt))
         grouped = self._space.has_conditions
         return build_sampler(self._spec.sampler, number, attempt, grouped=grouped)
 
@@ -128,8 +134,8 @@ class Proposer:
             self._num_points, self._counted = self._space.num_points(), True
         if self._num_points is None:
             raise ExhaustedError(
-                f"the sampler found no new config that meets the constraints in {MAX_ATTEMPTS} draws. "
-                f"Widen the space or loosen 'constraints:', then type `hpo resume` with the file."
+                f"no new config that meets the constraints was found in {MAX_ATTEMPTS} draws. "
+                f"Widen the space or loosen 'constraints:' for a study with more."
             )
         fresh = [
             proposal

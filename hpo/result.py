@@ -43,7 +43,13 @@ def write_result(folder: Path, spec: StudySpec, trial: TrialRecord, checkpoint: 
     shutil.copytree(checkpoint.adapter, fresh / ADAPTER_FOLDER)
     (fresh / CONFIG_FILE).write_text(
         config_yaml(
-            {"trainer": spec.trainer, "output_dir": "retrained", **trial.config},
+            {
+                "trainer": spec.trainer,
+                "output_dir": f"../retrained-{trial.number}",  # the study replaces this folder
+                "metric": spec.metric,
+                "direction": spec.direction,
+                **trial.config,
+            },
             f"The config of trial {trial.number} of the study {spec.study!r}: "
             f"{spec.metric} {trial.value:.6g} at step {checkpoint.step}.\n"
             f"Train it again: hpo train {CONFIG_FILE}",

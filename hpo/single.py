@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from hpo import trial_log
-from hpo.checkpoints import Checkpoint, CheckpointStore
+from hpo.checkpoints import CheckpointStore
 from hpo.errors import StudyError, TrainerError
 from hpo.lookup import find_trainer
 from hpo.proposals import config_digest
 from hpo.result import config_yaml, versions
-from trainers.protocol import ADAPTER_FOLDER, Report
+from hpo.spec_file import ConfigFile
+from trainers.protocol import ADAPTER_FOLDER, Report, Trainer
 
 NUMBER = 0
-METRIC = "eval_loss"
+
+
+class InterruptedTrainingError(Exception):
+    """Training was asked to stop, and is saved."""
 
 
 def train_config(
-    trainer_name: str,
-    config: Mapping[str, object],
-    folder: Path,
-    say: Callable[[str], None],
+    file: ConfigFile, say: Callable[[str], None], is_stopping: Callable[[], bool] = lambda: False
 ) -> dict[str, object]:
     """Train one config to its end, from its newest checkpoint if there is one.
 
     Args:
-        trainer_name: As in a study's file.
-        config: The trainer's options.
-        folder: Gets ``adapter/`` (of the best validation), ``config.yaml`` and ``checkpoints/``.
+        file: The config. Its output folder gets ``adapter/`` (of the best validation),
+            ``config.yaml`` and the checkpoints.
         say: Told of each validation.
+        is_stopping: Asked after each step; then the training is saved and left.
 
     Returns:
         Step and metrics of the best validation, and where the adapter lies.
@@ -39,22 +39,23 @@ def train_config(
     Raises:
         TrainerError: The model or the data is wrong, or training failed.
         StudyError: The folder holds checkpoints of another config.
+        InterruptedTrainingError: It was asked to stop, and did.
     """
-    store = CheckpointStore(folder / f"checkpoints-{config_digest(config)[:8]}")
-    others = [path for path in folder.glob("checkpoints-*") if path != store.root]
+    store = CheckpointStore(file.output_dir / f"checkpoints-{config_digest(file.config)[:8]}")
+    others = [path for path in file.output_dir.glob("checkpoints-*") if path != store.root]
     if others:
         raise StudyError(
-            f"{folder} holds the checkpoints of another config ({others[0].name}). Give another "
-            f"--output-dir, or delete them."
+            f"{file.output_dir} holds the checkpoints of another config ({others[0].name}). Give "
+            f"another --output-dir, or delete them."
         )
     try:
-        trainer = find_trainer(trainer_name)(config, "auto")
+        trainer = find_trainer(file.trainer)(file.config, "auto")
         found = store.newest(NUMBER)
         history = list(found.history) if found else []
         if found:
             say(f"going on from step {found.step}")
         if not (history and history[-1].end):
-            trainer.add(NUMBER, config, found.folder if found else None)
+            trainer.add(NUMBER, file.config, found.folder if found else None)
     except ValueError as error:
         raise TrainerError(str(error)) from error
     while not (history and history[-1].end):
@@ -63,42 +64,46 @@ def train_config(
             if report.end in ("failed", "diverged"):
                 raise TrainerError(f"training {report.end} at step {report.step}: {report.message}")
             history.append(replace(report, step_lines=(), samples=()))
-            store.write(
-                NUMBER,
-                report.step,
-                history,
-                True,
-                lambda target: trainer.save(NUMBER, target),
-            )
-            _thin_out(store, history)
+            _save(store, trainer, history, is_validation=True)
+            steps = store.steps(NUMBER)
+            store.delete(NUMBER, keep={*steps[-2:], _best(history, file).step})
             say(_spoken(report))
-    return _hand_over(store, history, trainer_name, config, folder)
+        if is_stopping() and not (history and history[-1].end):
+            _save(store, trainer, history, is_validation=False)
+            raise InterruptedTrainingError
+    return _hand_over(store, history, file)
 
 
-def _best(history: list[Report]) -> Report:
-    return min(history, key=lambda report: report.metrics.get(METRIC, float("inf")))
+def _save(
+    store: CheckpointStore, trainer: Trainer, history: list[Report], *, is_validation: bool
+) -> None:
+    step = trainer.step(NUMBER)
+    store.write(NUMBER, step, history, is_validation, lambda folder: trainer.save(NUMBER, folder))
 
 
-def _thin_out(store: CheckpointStore, history: list[Report]) -> None:
-    steps = store.steps(NUMBER)
-    store.delete(NUMBER, keep={*steps[-2:], _best(history).step})
+def _best(history: list[Report], file: ConfigFile) -> Report:
+    missing = [report for report in history if file.metric not in report.metrics]
+    if missing:
+        raise TrainerError(
+            f"the trainer reports no metric {file.metric!r}. It reports: "
+            f"{', '.join(sorted(missing[0].metrics))}. Name one of these as 'metric:'."
+        )
+    return min(history, key=lambda report: file.sign * report.metrics[file.metric])
 
 
 def _hand_over(
-    store: CheckpointStore,
-    history: list[Report],
-    trainer_name: str,
-    config: Mapping[str, object],
-    folder: Path,
+    store: CheckpointStore, history: list[Report], file: ConfigFile
 ) -> dict[str, object]:
-    best = _best(history)
-    checkpoint: Checkpoint = store.at_step(NUMBER, best.step)
-    adapter = folder / ADAPTER_FOLDER
+    best = _best(history, file)
+    adapter = file.output_dir / ADAPTER_FOLDER
     shutil.rmtree(adapter, ignore_errors=True)
-    shutil.copytree(checkpoint.adapter, adapter)
-    heading = f"Trained with {versions()}"
-    text = config_yaml({"trainer": trainer_name, "output_dir": ".", **config}, heading)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    shutil.copytree(store.at_step(NUMBER, best.step).adapter, adapter)
+    direction = "minimize" if file.sign > 0 else "maximize"
+    head = {"trainer": file.trainer, "output_dir": ".", "metric": file.metric}
+    text = config_yaml(
+        {**head, "direction": direction, **file.config}, f"Trained with {versions()}"
+    )
+    (file.output_dir / "config.yaml").write_text(text, encoding="utf-8")
     return {"step": best.step, "metrics": dict(best.metrics), "adapter": str(adapter)}
 
 

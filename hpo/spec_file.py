@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from hpo.document import Document, read_document
 from hpo.errors import SpecError
@@ -47,6 +48,25 @@ class SpecFile:
 
     spec: StudySpec
     storage: str
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A checked file of one config.
+
+    Attributes:
+        trainer: Name or dotted path.
+        config: The trainer's options, without aliases.
+        output_dir: Where the adapter and the checkpoints go.
+        metric: Decides which validation's adapter is handed over.
+        sign: 1 if less of it is better, -1 if more.
+    """
+
+    trainer: str
+    config: dict[str, object]
+    output_dir: Path
+    metric: str = "eval_loss"
+    sign: float = 1.0
 
 
 def read_spec_file(path: Path) -> SpecFile:
@@ -86,11 +106,8 @@ def read_spec_file(path: Path) -> SpecFile:
     return SpecFile(spec=_sized(spec, space, options), storage=storage)
 
 
-def read_config_file(path: Path) -> tuple[str, str, dict[str, object]]:
+def read_config_file(path: Path) -> ConfigFile:
     """Read a file of one config, as `hpo train` takes it: flat options of one trainer.
-
-    Returns:
-        Trainer, output folder, and the options without aliases.
 
     Raises:
         SpecError: As ``read_spec_file``.
@@ -103,7 +120,13 @@ def read_config_file(path: Path) -> tuple[str, str, dict[str, object]]:
         )
     problems: list[Problem] = []
     trainer = values.pop("trainer", "lora")
-    output_dir = str((path.parent / str(values.pop("output_dir", "runs/train"))).resolve())
+    output_dir = (path.parent / str(values.pop("output_dir", "runs/train"))).resolve()
+    metric = str(values.pop("metric", "eval_loss"))
+    direction = values.pop("direction", "minimize")
+    if direction not in ("minimize", "maximize"):
+        problems.append(
+            Problem(("direction",), f"must be minimize or maximize, not {direction!r}.")
+        )
     options = _options(trainer, problems)
     if options is None:
         raise document.error(problems)
@@ -114,7 +137,8 @@ def read_config_file(path: Path) -> tuple[str, str, dict[str, object]]:
     ]
     if problems:
         raise document.error(_unique(problems))
-    return str(trainer), output_dir, values
+    sign = -1.0 if direction == "maximize" else 1.0
+    return ConfigFile(str(trainer), values, output_dir, metric, sign)
 
 
 def resolve_storage(url: str, folder: Path) -> str:
@@ -123,17 +147,28 @@ def resolve_storage(url: str, folder: Path) -> str:
     Raises:
         SpecError: It is no database URL.
     """
-    expanded = os.path.expandvars(url)
-    if "://" not in expanded and expanded.endswith((".db", ".sqlite", ".sqlite3")):
-        expanded = f"sqlite:///{expanded}"
+    if url.startswith("$"):  # the whole URL is in the environment
+        url = os.path.expandvars(url)
+    if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
+        url = f"sqlite:///{url}"
     try:
-        parsed = make_url(expanded)
+        parsed = make_url(url)
         backend = parsed.get_backend_name()
-    except (ArgumentError, ValueError):
+    except (ArgumentError, ValueError, NoSuchModuleError):
         raise SpecError(
             "storage: is no database URL. Give sqlite:///hpo.db or "
             "postgresql+psycopg://user:${PGPASSWORD}@host/database."
         ) from None
+    # Filled in after parsing: a password may hold an @ or a slash.
+    filled: dict[str, Any] = {
+        part: os.path.expandvars(value)
+        for part in ("username", "password", "host", "database")
+        if isinstance(value := getattr(parsed, part), str)
+    }
+    for part, value in filled.items():
+        if "${" in value:
+            raise SpecError(f"storage: a variable of the {part} is not set in the environment.")
+    parsed = parsed.set(**filled)
     if backend == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise SpecError(

@@ -19,9 +19,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.checkpoints import CheckpointStore
-from hpo.database import Database, shown, storage_error
-from hpo.errors import StudyError
-from hpo.leases import LEASES
+from hpo.database import Database, guarded, shown
+from hpo.errors import NoDatabaseError, StudyError
+from hpo.leases import LEASES, Leases
 from hpo.spec import StudySpec
 from search_spaces.problems import did_you_mean
 
@@ -97,10 +97,10 @@ class StudyRecord:
 
     def trials(self) -> list[TrialRecord]:
         """Return all trials by number."""
-        try:
-            stored = self.database.storage.get_all_trials(self.study_id, deepcopy=False)
-        except sa.exc.SQLAlchemyError as error:
-            raise storage_error(self.database.url, error) from None
+        storage = self.database.storage
+        stored = guarded(
+            self.database.url, lambda: storage.get_all_trials(self.study_id, deepcopy=False)
+        )
         return [trial_record(trial, self.spec) for trial in sorted(stored, key=lambda t: t.number)]
 
     def best(self) -> TrialRecord | None:
@@ -110,23 +110,42 @@ class StudyRecord:
     def update_spec(self, spec: StudySpec) -> StudyRecord:
         """Store an edited spec."""
         assert spec.study == self.name
-        self.database.storage.set_study_system_attr(
-            self.study_id, SPEC, spec.model_dump(mode="json")
-        )
+        self._set(SPEC, spec.model_dump(mode="json"))
         return StudyRecord(self.database, self.study_id, spec)
 
     def request_stop(self) -> None:
         """Ask every driver of this study to save and leave."""
-        self.database.storage.set_study_system_attr(self.study_id, STOP, time.time())
+        self._set(STOP, time.time())
 
     def clear_stop(self) -> None:
         """Forget an earlier request."""
-        self.database.storage.set_study_system_attr(self.study_id, STOP, None)
+        self._set(STOP, None)
 
     def stop_requested(self) -> bool:
         """Return whether somebody has asked."""
-        attrs = self.database.storage.get_study_system_attrs(self.study_id)
+        storage = self.database.storage
+        attrs = guarded(self.database.url, lambda: storage.get_study_system_attrs(self.study_id))
         return attrs.get(STOP) is not None
+
+    def is_driven(self) -> bool:
+        """Return whether a driver runs this study now, as far as anyone can tell."""
+        try:
+            lock = self.database.driver_lock(self.name)
+        except StudyError:
+            return True
+        if lock is not None:
+            lock.release()
+            return False
+        unfinished = [
+            trial._trial_id
+            for trial in self.database.storage.get_all_trials(self.study_id, deepcopy=False)
+            if not trial.state.is_finished()
+        ]
+        return Leases(self.database, "", 0.0).any_alive(unfinished)
+
+    def _set(self, key: str, value: Any) -> None:
+        storage = self.database.storage
+        guarded(self.database.url, lambda: storage.set_study_system_attr(self.study_id, key, value))
 
     def delete(self) -> None:
         """Remove the study's rows. Its files are the caller's business.
@@ -134,17 +153,17 @@ class StudyRecord:
         Raises:
             StudyError: A driver runs it.
         """
-        lock = self.database.driver_lock(self.name)
-        ids = [
-            trial._trial_id
-            for trial in self.database.storage.get_all_trials(self.study_id, deepcopy=False)
-        ]
+        if self.is_driven():
+            raise StudyError(
+                f"the study {self.name!r} is being run. Type `hpo stop {self.name}` first; the lease "
+                f"of a driver that died on a server runs out after {self.spec.lease_s:g} s."
+            )
+        trials = self.database.storage.get_all_trials(self.study_id, deepcopy=False)
+        ids = [trial._trial_id for trial in trials]
         self.database.storage.delete_study(self.study_id)
         with self.database.engine.begin() as connection:
             for trial_id in ids:
                 connection.execute(LEASES.delete().where(LEASES.c.trial_id == trial_id))
-        if lock is not None:
-            lock.release()
 
 
 def create_study(spec: StudySpec, url: str) -> StudyRecord:
@@ -158,7 +177,7 @@ def create_study(spec: StudySpec, url: str) -> StudyRecord:
     folder = Path(spec.output_dir) / spec.study
     direction = StudyDirection.MINIMIZE if spec.direction == "minimize" else StudyDirection.MAXIMIZE
     try:
-        study_id = database.storage.create_new_study([direction], spec.study)
+        study_id = guarded(url, lambda: database.storage.create_new_study([direction], spec.study))
         if CheckpointStore(folder).trials():  # its trials would go on from them
             database.storage.delete_study(study_id)
             raise StudyError(
@@ -174,8 +193,6 @@ def create_study(spec: StudySpec, url: str) -> StudyRecord:
             f"`hpo resume {spec.study}`; for a new one change 'study:' in the file or give --study; "
             f"to remove it type `hpo delete {spec.study}`."
         ) from None
-    except sa.exc.SQLAlchemyError as error:
-        raise storage_error(url, error) from None
 
 
 def open_study(name: str, url: str) -> StudyRecord:
@@ -185,10 +202,11 @@ def open_study(name: str, url: str) -> StudyRecord:
         StudyError: There is none of this name, or it was not made by `hpo`.
         StorageError: The database cannot be used.
     """
-    database = Database(url)
+    database = Database(url, create=False)
+    storage = database.storage
     try:
-        study_id = database.storage.get_study_id_from_name(name)
-        stored = database.storage.get_study_system_attrs(study_id).get(SPEC)
+        study_id = guarded(url, lambda: storage.get_study_id_from_name(name))
+        stored = storage.get_study_system_attrs(study_id).get(SPEC)
     except KeyError:
         known = [study.study_name for study in database.storage.get_all_studies()]
         listed = f"It has: {', '.join(sorted(known))}." if known else "It has no study at all."
@@ -196,8 +214,6 @@ def open_study(name: str, url: str) -> StudyRecord:
             f"there is no study {name!r} in {shown(url)}.{did_you_mean(name, known)} {listed} "
             f"Another database is named by --storage."
         ) from None
-    except sa.exc.SQLAlchemyError as error:
-        raise storage_error(url, error) from None
     if stored is None:
         raise StudyError(f"the study {name!r} in {shown(url)} was not made by `hpo run`.")
     return StudyRecord(database, study_id, StudySpec.model_validate(stored))
@@ -205,18 +221,25 @@ def open_study(name: str, url: str) -> StudyRecord:
 
 def list_studies(url: str) -> list[StudySummary]:
     """Return the studies of a database with the number of their trials by state."""
-    database = Database(url)
+    try:
+        database = Database(url, create=False)
+    except NoDatabaseError:
+        return []
     query = sa.text(
         "SELECT s.study_name, t.state, count(t.trial_id) FROM studies s "
         "LEFT JOIN trials t ON t.study_id = s.study_id GROUP BY s.study_name, t.state "
         "ORDER BY s.study_name"
     )
     counts: dict[str, dict[str, int]] = {}
-    with database.engine.connect() as connection:
-        for name, state, count in connection.execute(query):
-            by_state = counts.setdefault(name, {})
-            if state is not None:
-                by_state[str(state)] = int(count)
+
+    def read() -> None:
+        with database.engine.connect() as connection:
+            for name, state, count in connection.execute(query):
+                by_state = counts.setdefault(name, {})
+                if state is not None:
+                    by_state[str(state)] = int(count)
+
+    guarded(url, read)
     return [StudySummary(name, sum(c.values()), c) for name, c in counts.items()]
 
 

@@ -18,14 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.checkpoints import CheckpointStore
-from hpo.database import retrying, storage_error
+from hpo.database import guarded
 from hpo.errors import CheckpointError, ExhaustedError, LeaseLostError
 from hpo.leases import Leases
 from hpo.mirror import Mirror
@@ -43,11 +43,15 @@ from hpo.studies import (
     trial_record,
 )
 from hpo.verdicts import build_judge
+from search_spaces import SpaceError
 from trainers.protocol import Report
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+LEFTOVER_AGE_S = 60.0
+"""Unfinished checkpoints that old are a dead writer's; a younger one may still be written."""
 
 STATE_OF_END = {
     "finished": TrialState.COMPLETE,
@@ -101,6 +105,7 @@ class Study:
         direction = StudyDirection.MINIMIZE if self.spec.sign > 0 else StudyDirection.MAXIMIZE
         self._mirror = Mirror(record.name, direction)
         self._judge = build_judge(self.spec.pruner)
+        self._space = self.spec.search_space
         self._proposer = Proposer(self.spec, self._mirror)
         self._ids: list[int] = []
         self._claims: dict[int, Claim] = {}
@@ -204,17 +209,22 @@ class Study:
     def _settle(self, number: int) -> bool:
         """Bring an adopted trial up to its newest checkpoint; return whether that ends it.
 
-        Files the reports that the database lacks, and judges every one again, oldest first: a crash
-        may have come between a report and its verdict, or between a verdict and its telling.
+        Judges the newest stored report again, as the crash may have come between it and its verdict,
+        or between that and its telling. An older one's verdict is known: the trial went on from it.
+        (To judge those too, by what other trials have reported since, can end every trial: each is
+        beaten at some rung by one that is itself beaten at another.) Then files and judges the
+        reports that only the checkpoint has, oldest first.
         """
-        self.store.sweep(number)
+        self.store.sweep(number, LEFTOVER_AGE_S)
         checkpoint = self.store.newest(number)
         history = {report.validation: report for report in checkpoint.history} if checkpoint else {}
-        stored = self._mirror.trials[number].intermediate_values
+        stored = dict(self._mirror.trials[number].intermediate_values)
         for index in sorted({*stored, *history}):
             if index not in stored and self.report(number, history[index]):
                 return True
-            if index in stored and self._stops_at(number, index):
+            ends_here = index in history and history[index].end is not None
+            newest = index in stored and index == max(stored)
+            if newest and not ends_here and self._stops_at(number, index):
                 self._end(number, "pruned", None)
                 return True
         last = history[max(history)] if history else None
@@ -225,6 +235,11 @@ class Study:
 
     # Reports and verdicts
 
+    def knows(self, number: int, report: Report) -> bool:
+        """Return whether a report is stored: a host says it again when it goes on from a checkpoint."""
+        stored = self._mirror.trials[number].intermediate_values
+        return report.validation in stored and report.end is None
+
     def report(self, number: int, report: Report) -> bool:
         """Store what a trial says, judge it, and end it if that is the verdict.
 
@@ -234,10 +249,10 @@ class Study:
         Raises:
             LeaseLostError: Another driver has it; nothing was written.
         """
-        known = self._mirror.trials[number].intermediate_values
-        if report.validation in known and report.end is None:
-            return False  # said again by a host that went on from a checkpoint
-        if report.metrics and report.validation not in known:
+        if self.knows(number, report):
+            return False
+        stored = self._mirror.trials[number].intermediate_values
+        if report.metrics and report.validation not in stored:
             value = report.metrics.get(self.spec.metric)
             if value is None:
                 self._end(
@@ -337,13 +352,15 @@ class Study:
     # Files
 
     def _thin_out(self, number: int) -> None:
-        """Delete a running trial's checkpoints but its best, its latest and the one before."""
-        trial = self._mirror.trials[number]
-        keep = set(self.store.steps(number)[-2:])
-        best = best_validation(trial, self.spec)
-        if best is not None:
-            keep.add(int(trial.system_attrs[f"{REPORT}{best}"]["step"]))
-        self.store.delete(number, keep)
+        """Delete a running trial's checkpoints but its best, its latest and the one before.
+
+        One that is newer than the newest report stays: its report is under way and may be the best.
+        """
+        trial = trial_record(self._mirror.trials[number], self.spec)
+        steps = self.store.steps(number)
+        filed = [step for step in steps if step <= trial.step]
+        keep = {step for step in steps if step > trial.step} | {*filed[-2:], trial.best_step}
+        self.store.delete(number, {step for step in steps if step in keep})
 
     def _winners(self) -> dict[int, int]:
         """Return the trials whose best checkpoint is kept, with its step."""
@@ -357,19 +374,22 @@ class Study:
             known = number < len(self._mirror.trials)
             if known and self._mirror.trials[number].state.is_finished():
                 self.store.delete(number, {winners[number]} if number in winners else ())
+                self.store.sweep(number, LEFTOVER_AGE_S)
 
     def _write_best(self) -> None:
         """Bring `best/` up to what the database says; a torn checkpoint gives way to the next."""
-        for trial in ranked(self.trials(), self.spec):
-            assert trial.best_step is not None
-            try:
-                checkpoint = self.store.at_step(trial.number, trial.best_step)
-            except CheckpointError as error:
-                log.warning("trial %d cannot be handed over: %s", trial.number, error)
-                continue
-            with self.record.database.exclusive(self.record.study_id):
+        with self.record.database.exclusive(self.record.study_id):
+            if not self.record.database.is_sqlite:
+                self._write(self._sync)
+            for trial in ranked(self.trials(), self.spec):
+                assert trial.best_step is not None
+                try:
+                    checkpoint = self.store.at_step(trial.number, trial.best_step)
+                except CheckpointError as error:
+                    log.warning("trial %d cannot be handed over: %s", trial.number, error)
+                    continue
                 write_best(self.folder / "best", self.spec, trial, checkpoint)
-            return
+                return
 
     # Reading, and staying alive
 
@@ -432,23 +452,23 @@ class Study:
     def _sync_one(self, trial_id: int) -> Callable[[], None]:
         return lambda: self._see(self._storage.get_trial(trial_id))
 
+    def _distributions(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return a trial's ranges as they are now: samplers search where all trials agree."""
+        try:
+            return self._space.distributions(trial.params)
+        except SpaceError:
+            return trial.distributions
+
     def _see(self, trial: FrozenTrial) -> None:
         if trial.number == len(self._ids):
             self._ids.append(trial._trial_id)
-        self._mirror.put(trial)
+        self._mirror.put(trial, self._distributions(trial))
         self._digests.add(str(trial.system_attrs.get(DIGEST)))
         for key, value in trial.system_attrs.get(SAMPLER_STATE, {}).items():
             self._mirror.set_study_system_attr(self._mirror.study_id, key, value)
 
     def _write(self, action: Callable[[], _T]) -> _T:
-        try:
-            return retrying()(action)
-        except sa.exc.SQLAlchemyError as error:
-            raise storage_error(self.record.database.url, error) from None
-        except Exception as error:
-            if isinstance(error.__cause__, sa.exc.SQLAlchemyError):
-                raise storage_error(self.record.database.url, error.__cause__) from None
-            raise
+        return guarded(self.record.database.url, action)
 
 
 def _told_values(trial: FrozenTrial, state: TrialState, best: int | None) -> list[float] | None:

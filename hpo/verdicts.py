@@ -206,11 +206,10 @@ def build_judge(spec: PrunerSpec, num_validations: int | None = None) -> Judge:
     if ours is Hyperband and num_validations is not None:
         options.setdefault("max_resource", num_validations)
     if spec.type == "patient":
-        inner = options.get("wrapped_pruner")
-        if isinstance(inner, dict):
-            options["wrapped_pruner"] = build_pruner(PrunerSpec(**inner))
-        else:
-            options.setdefault("wrapped_pruner", None)
+        inner = options.setdefault("wrapped_pruner", None)
+        if inner is not None:
+            named = inner if isinstance(inner, dict) else {"type": str(inner)}
+            options["wrapped_pruner"] = build_pruner(PrunerSpec(**named))
     if ours is not None:
         return cast(Judge, _construct(spec.type, ours, options))
     return OptunaJudge(build_pruner(PrunerSpec(type=spec.type, **options)))
@@ -218,7 +217,7 @@ def build_judge(spec: PrunerSpec, num_validations: int | None = None) -> Judge:
 
 def build_pruner(spec: PrunerSpec) -> BasePruner:
     """Return one of Optuna's pruners, or the user's own, that only reads."""
-    factory = find("pruner", spec.type, {**{name: name for name in OURS}, **PRUNERS})
+    factory = find("pruner", spec.type, {**dict.fromkeys(OURS, ""), **PRUNERS})
     if factory in (optuna.pruners.SuccessiveHalvingPruner, optuna.pruners.HyperbandPruner):
         raise SpecError(
             f"the pruner {spec.type!r} writes into the study while it judges, so a crash would change "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from hpo.cli import INTERRUPTED
 from hpo.cli.console import print_json, stderr, stdout
 from hpo.cli.target import JsonOption, StorageOption, StudyArgument, find_storage, find_target
 from hpo.edits import check_edit
-from hpo.errors import HpoError, SpecError, StudyError, TrainerError
+from hpo.errors import HpoError, SpecError, StudyError
 from hpo.progress import RunProgress
 from hpo.samplers import GRID
 from hpo.spec import StudySpec
@@ -50,7 +51,7 @@ def run(
     record = create_study(spec, find_storage(storage, read.storage))
     try:
         _search(record, num_trials, json)
-    except TrainerError:
+    except HpoError:
         if not any(trial.reports for trial in record.trials()):
             record.delete()  # nothing was trained: the mended file may use the name
         raise
@@ -73,21 +74,15 @@ def resume(
     if target.file is not None:
         edited = _renamed(target.file.spec, record.name)
         check_edit(spec, edited)
-        spec = edited.model_copy(
-            update={
-                "budget": edited.budget.model_copy(
-                    update={"trials": edited.budget.trials or spec.budget.trials}
-                )
-            }
-        )
+        asked = max(edited.budget.trials or 1, spec.budget.trials or 1)
+        spec = _with_trials(edited, asked)  # a run's --trials may have been more than the file's
     num_trials = trials or spec.budget.trials or 1
     have = len(record.trials())
     if num_trials < have:
         raise StudyError(
             f"the study {record.name!r} has {have} trials; --trials {num_trials} is fewer."
         )
-    record = record.update_spec(_with_trials(spec, num_trials))
-    _search(record, num_trials, json)
+    _search(replace(record, spec=_with_trials(spec, num_trials)), num_trials, json)
 
 
 def stop(
@@ -99,14 +94,14 @@ def stop(
 ) -> None:
     """Ask a running study to save every trial and leave. `hpo resume` goes on later."""
     record = find_target(study, storage).open()
-    if not any(trial.state == "RUNNING" for trial in record.trials()):
-        stderr.print(f"the study {record.name!r} has no running trial; there is nothing to stop.")
+    if not record.is_driven():
+        stderr.print(f"nobody runs the study {record.name!r}; there is nothing to stop.")
         return
     record.request_stop()
     stderr.print(f"asked the study {record.name!r} to save and leave.")
     deadline = time.monotonic() + (STOP_WAIT_S if wait else 0)
     while time.monotonic() < deadline:
-        if not any(trial.state == "RUNNING" for trial in record.trials()):
+        if not record.is_driven():
             stderr.print(f"it has left. To go on: hpo resume {record.name}")
             return
         time.sleep(1)
@@ -146,6 +141,7 @@ def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
     from hpo.cluster.driver import Driver, Outcome
 
     held = Study(record, num_trials)
+    record.update_spec(record.spec)  # edited or extended; nobody else drives it now
     if held.is_done:
         outcome = Outcome(False, False, f"all {num_trials} trials are done")
         stderr.print(f"all {num_trials} trials are done; --trials {num_trials * 2} would add more.")
@@ -154,6 +150,9 @@ def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
         progress = RunProgress(held, stderr)
         try:
             outcome = Driver(held, progress).run()
+        except KeyboardInterrupt:  # while Ray starts, or for the second time
+            stderr.print(f"stopped at once. To go on: hpo resume {record.name}")
+            raise typer.Exit(INTERRUPTED) from None
         except HpoError as error:
             if any(trial.reports for trial in held.trials()):
                 error.exit_code = 1  # the study had begun; what it has stands
@@ -178,6 +177,8 @@ def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
             _tell_best(held, best)
     if outcome.early:
         stderr.print(f"stopped: {outcome.reason}. To go on: hpo resume {record.name}")
+    elif len(trials) < num_trials:
+        stderr.print(f"ended after {len(trials)} of {num_trials} trials: {outcome.reason}")
     if outcome.by_signal:
         raise typer.Exit(INTERRUPTED)
     if best is None and not outcome.early:

@@ -68,7 +68,9 @@ def best(study: StudyArgument, storage: StorageOption = None, json: JsonOption =
         f"{found.best_step}\nadapter: {folder / 'adapter'}\n"
         f"train it again: hpo train {folder / 'config.yaml'}"
     )
-    config = {"trainer": record.spec.trainer, **found.config}
+    spec = record.spec
+    head = {"trainer": spec.trainer, "metric": spec.metric, "direction": spec.direction}
+    config = {**head, **found.config}
     stdout.print(
         config_yaml(config, heading), end="", markup=False, highlight=False, soft_wrap=True
     )

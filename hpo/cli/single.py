@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hpo.cli import INTERRUPTED
 from hpo.cli.console import print_json, stderr, stdout
-from hpo.cli.target import JsonOption, require_file
+from hpo.cli.target import JsonOption
 from hpo.spec_file import read_config_file
 
 
@@ -27,14 +30,23 @@ def train(
 ) -> None:
     """Train one config, as one trial of a study would be: same losses, same checkpoints.
 
-    Interrupted, the same command goes on from its last checkpoint.
+    Ctrl-C saves and leaves; the same command goes on from there, or from its last checkpoint.
     """
-    from hpo.single import train_config
+    from hpo.single import InterruptedTrainingError, train_config
 
-    require_file(file)
-    trainer, folder, config = read_config_file(file)
-    target = Path(folder) if output_dir is None else output_dir.resolve()
-    result = train_config(trainer, config, target, lambda text: stderr.print(text, markup=False))
+    config = read_config_file(file)
+    if output_dir is not None:
+        config = replace(config, output_dir=output_dir.resolve())
+    caught: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _frame: caught.append(received))
+    try:
+        result = train_config(
+            config, lambda text: stderr.print(text, markup=False), lambda: bool(caught)
+        )
+    except InterruptedTrainingError:
+        stderr.print(f"saved and stopped. To go on: hpo train {file}")
+        raise typer.Exit(INTERRUPTED) from None
     if json:
         print_json(result)
     else:

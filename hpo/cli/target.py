@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from hpo.errors import SpecError
 from hpo.spec_file import DEFAULT_STORAGE, SpecFile, read_spec_file, resolve_storage
 from hpo.studies import StudyRecord, open_study
 
@@ -71,13 +70,3 @@ def find_storage(storage: str | None, of_file: str | None) -> str:
     if storage is not None:
         return resolve_storage(storage, Path.cwd())
     return of_file or resolve_storage(DEFAULT_STORAGE, Path.cwd())
-
-
-def require_file(path: Path) -> None:
-    """Check that an argument is a file before anything starts.
-
-    Raises:
-        SpecError: It is not.
-    """
-    if not path.is_file():
-        raise SpecError(f"{path}: no such file. Give the path of a YAML file.")

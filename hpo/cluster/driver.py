@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "hpo"
 STOP_POLL_S = 2.0
+PAUSE_AGAIN_S = 1.0
 RETRIES = 3
 CONNECT_TIMEOUT_S = 5
 
@@ -74,6 +75,10 @@ class Outcome:
     reason: str
 
 
+class _LeavingError(Exception):
+    """Ends Tune's loop when every running trial is saved; never seen by a user."""
+
+
 class Driver:
     """One run of a study."""
 
@@ -83,7 +88,8 @@ class Driver:
         self._run_id = uuid.uuid4().hex[:8]
         self._ending: str | None = None
         self._fatal: str | None = None
-        self._paused = False
+        self._pause_at = 0.0
+        self._leaving = False
         self._signals = 0
         self._poll_at = 0.0
         self._slots_at = 0.0
@@ -193,10 +199,10 @@ class Driver:
                 f"{sum(node.gpus for node in nodes):g}. Set 'resources: {{gpu: ...}}' to less, or "
                 f"'ray_address:' to a cluster that has more."
             )
-        searcher = StudySearcher(
-            self._study, self._num_slots, self._tune_config, lambda: self._ending is not None
+        searcher = StudySearcher(self._study, self._num_slots, self._tune_config, self._is_ending)
+        scheduler = StudyScheduler(
+            self._study, self._progress.reported, self._dismiss, self._on_fatal
         )
-        scheduler = StudyScheduler(self._study, self._progress.reported, self._on_fatal)
         scratch = tempfile.mkdtemp(prefix="hpo-tune-")
         try:
             tune.Tuner(
@@ -213,10 +219,15 @@ class Driver:
                     name=spec.study,
                     storage_path=scratch,
                     verbose=0,
-                    callbacks=[Heart(self._beat)],
+                    callbacks=[Heart(self._on_turn)],
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                 ),
             ).fit()
+        except Exception:
+            if scheduler.error is not None:  # Tune wraps it in a text of its own
+                raise scheduler.error from None
+            if not self._leaving:
+                raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return searcher
@@ -242,12 +253,16 @@ class Driver:
 
     # Ending
 
+    def _is_ending(self) -> bool:
+        self._beat()
+        return self._ending is not None
+
     def _on_fatal(self, reason: str) -> None:
         self._fatal = self._fatal or reason
         self._ending = "no trial can be trained"
 
     def _beat(self) -> None:
-        """Called by Tune's loop several times a second."""
+        """Called by Tune's loop and by the searcher, several times a second."""
         self._study.tick()
         self._progress.tick()
         now = time.monotonic()
@@ -257,11 +272,24 @@ class Driver:
             self._poll_at = now + STOP_POLL_S
             if self._study.record.stop_requested():
                 self._ending = "`hpo stop` asked for it"
-        if self._ending is not None and not self._paused:
-            self._paused = True
-            self._progress.noted(f"stopping ({self._ending}): saving every running trial")
+        if self._ending is not None and now >= self._pause_at:
+            if self._pause_at == 0.0:
+                self._progress.noted(f"stopping ({self._ending}): saving every running trial")
+            self._pause_at = now + PAUSE_AGAIN_S  # a host may only just be made
             for host in self._hosts():
                 host.pause.remote()
+
+    def _on_turn(self, statuses: list[str]) -> None:
+        """Act at a turn of Tune's loop, given the state of its trials."""
+        self._beat()
+        if self._ending is not None and "RUNNING" not in statuses:
+            self._leaving = True  # trials that wait for a place would wait for ever
+            raise _LeavingError
+
+    def _dismiss(self, number: int) -> None:
+        """Let the hosts drop a trial that is over: its proxy may idle until the next trial comes."""
+        for host in self._hosts():
+            host.leave.remote(number)
 
     @contextlib.contextmanager
     def _signals_caught(self) -> Iterator[None]:

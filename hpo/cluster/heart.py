@@ -11,12 +11,13 @@ from ray import tune
 class Heart(tune.Callback):
     """Calls back at every turn of Tune's loop, several times a second."""
 
-    def __init__(self, beat: Callable[[], None]) -> None:
-        self._beat = beat
+    def __init__(self, on_turn: Callable[[list[str]], None]) -> None:
+        """Call ``on_turn`` with the states of Tune's trials: PENDING, RUNNING, TERMINATED, ..."""
+        self._on_turn = on_turn
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Call back."""
-        self._beat()
+        self._on_turn([trial.status for trial in trials])
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle to nothing: Tune writes its callbacks to the disk, and this one holds a study."""

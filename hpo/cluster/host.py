@@ -201,7 +201,9 @@ class ModelHost:
     def _advance(self, trainer: Trainer) -> None:
         for report in trainer.advance():
             seat = self._seats.get(report.trial)
-            if seat is None:  # it left while this step was made
+            if (
+                seat is None or not seat.joined
+            ):  # it left, or begins again, while this step was made
                 continue
             if report.metrics:
                 seat.history.append(report)

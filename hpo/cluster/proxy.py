@@ -7,6 +7,7 @@ it is the first one there. Reused for the next trial.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import ray
@@ -17,7 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from hpo.cluster.host import HostSetup, ModelHost, Word
 
 POLL_S = 5.0
-MAX_HOSTS_LOST = 3
+MAX_HOSTS_LOST = 5
+REPLACE_HOST_S = 1.0
 MAX_CALLS = 1000  # threads of a host that may wait for reports at once
 
 WORD = "word"
@@ -37,8 +39,10 @@ class TrialProxy(tune.Trainable):
     Its config: ``number``, ``config`` (the trainer's), ``setup`` (HostSetup), ``run_id``.
     """
 
+    _host: Any = None
+
     def setup(self, config: dict[str, Any]) -> None:
-        """Join the host of this device."""
+        """Take a trial; the first step joins the host of this device."""
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -51,12 +55,15 @@ class TrialProxy(tune.Trainable):
         """Return what the host says next of the trial; a lost host is replaced."""
         while True:
             try:
+                if self._host is None:
+                    self._join()
                 word: Word | None = ray.get(self._host.next_word.remote(self._number, POLL_S))
             except RayActorError:
+                self._host = None
                 self._hosts_lost += 1
                 if self._hosts_lost > MAX_HOSTS_LOST:
                     raise
-                self._join()
+                time.sleep(REPLACE_HOST_S)  # its name is free when Ray has noticed, too
                 continue
             if word is not None:
                 return {WORD: word, "number": self._number}
@@ -77,7 +84,7 @@ class TrialProxy(tune.Trainable):
         self._setup: HostSetup = config["setup"]
         self._run_id = str(config["run_id"])
         self._hosts_lost = 0
-        self._join()
+        self._host = None
 
     def _join(self) -> None:
         device = ",".join(str(gpu) for gpu in sorted(ray.get_gpu_ids())) or "cpu"
@@ -103,6 +110,8 @@ class TrialProxy(tune.Trainable):
         ray.get(self._host.join.remote(self._number, self._trial_config))
 
     def _leave(self) -> None:
+        if self._host is None:
+            return
         try:
             ray.get(self._host.leave.remote(self._number))
         except RayActorError:  # a host that is gone holds no trial

@@ -15,12 +15,17 @@ from trainers.protocol import Report
 
 
 class StudyScheduler(FIFOScheduler):
-    """Files every report before anything else happens with it."""
+    """Files every report before anything else happens with it.
+
+    Attributes:
+        error: What the study raised; Tune hands on only its text.
+    """
 
     def __init__(
         self,
         study: Study,
         on_report: Callable[[int, Report, bool], None],
+        on_stop: Callable[[int], None],
         on_fatal: Callable[[str], None],
     ) -> None:
         """Wire a study to Tune.
@@ -28,40 +33,62 @@ class StudyScheduler(FIFOScheduler):
         Args:
             study: Where reports go and verdicts come from.
             on_report: Told of each report when it is stored, and whether the trial is over.
+            on_stop: Told of each trial that this driver trains no further.
             on_fatal: Told why no trial can be trained at all.
         """
         super().__init__()
         self._study = study
         self._on_report = on_report
+        self._on_stop = on_stop
         self._on_fatal = on_fatal
+        self.error: Exception | None = None
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Pass a host's word to the study; return STOP or CONTINUE."""
         number = int(result["number"])
-        word: Word = result[WORD]
-        if number not in self._study.claimed:  # lost to another driver
-            return str(TrialScheduler.STOP)
         try:
-            if word.fatal is not None:
-                self._study.release(number)
-                self._on_fatal(word.fatal)
-                return str(TrialScheduler.STOP)
-            if word.paused or word.report is None:
-                self._study.release(number)
-                return str(TrialScheduler.STOP)
-            stop = self._study.report(number, word.report)
+            stop = self._hear(number, result[WORD])
         except LeaseLostError:
             self._study.drop(number)
-            return str(TrialScheduler.STOP)
-        self._on_report(number, word.report, stop)
-        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+            stop = True
+        except Exception as error:
+            self.error = error
+            raise
+        if not stop:
+            return str(TrialScheduler.CONTINUE)
+        self._on_stop(number)
+        return str(TrialScheduler.STOP)
+
+    def _hear(self, number: int, word: Word) -> bool:
+        """Act on a host's word; return whether the trial is over here."""
+        if number not in self._study.claimed:  # lost to another driver
+            return True
+        if word.fatal is not None:
+            self._study.release(number)
+            self._on_fatal(word.fatal)
+            return True
+        if word.paused or word.report is None:
+            self._study.release(number)
+            return True
+        is_news = not self._study.knows(number, word.report)
+        stop = self._study.report(number, word.report)
+        if is_news or stop:
+            self._on_report(number, word.report, stop)
+        return stop
 
     def on_trial_error(self, controller: Any, trial: Any) -> None:
         """Tell that a trial's place was lost again and again."""
         number = int(trial.config["number"])
-        if number in self._study.claimed:
+        if number not in self._study.claimed:
+            return
+        try:
             reason = f"its process or node was lost too often: {trial.get_error()}"
             self._study.fail(number, reason)
+        except LeaseLostError:
+            self._study.drop(number)
+        except Exception as error:
+            self.error = error
+            raise
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle to nothing, as the searcher."""

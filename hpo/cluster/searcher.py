@@ -27,7 +27,7 @@ class StudySearcher(Searcher):
             study: Where trials come from.
             num_slots: How many trials the cluster holds now.
             tune_config: What a proxy gets for a claim.
-            is_ending: Whether no further trial shall begin.
+            is_ending: Whether no further trial shall begin; asked often, also while Tune waits.
         """
         super().__init__()
         self._study = study
@@ -45,7 +45,6 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial's config, None to wait, or FINISHED."""
-        self._study.tick()
         if self._is_ending():
             return str(Searcher.FINISHED)
         if len(self.live) >= self._num_slots():

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hpo.lookup import find_trainer
 from hpo.single import train_config
+from hpo.spec_file import ConfigFile
 from hpo.studies import StudyRecord, TrialRecord
 from trainers.lora.records import read_records
 from trainers.lora.samples import Conversation, read_samples
@@ -68,9 +69,8 @@ def _losses(record: StudyRecord, best: TrialRecord, adapter: Path) -> Table:
     default = {name: value for name, value in record.spec.fixed.items() if name not in searched}
     folder = Path(record.spec.output_dir) / f"{record.name}-default"
     print("training the default config to its end", file=sys.stderr)
-    trained: Any = train_config(
-        record.spec.trainer, default, folder, lambda text: print(text, file=sys.stderr)
-    )
+    config = ConfigFile(record.spec.trainer, default, folder)
+    trained: Any = train_config(config, lambda text: print(text, file=sys.stderr))
     trainer = find_trainer(record.spec.trainer)(record.spec.fixed, "auto")
     table = Table(title="on the validation set", title_justify="left", header_style="bold")
     for column in ("", "eval_loss", "perplexity", "eval_token_accuracy"):

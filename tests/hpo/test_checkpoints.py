@@ -65,7 +65,9 @@ def test_a_writer_that_dies_leaves_nothing_that_counts(store: CheckpointStore) -
         store.write(3, 12, HISTORY_OF_TWO, True, die)
     assert store.newest(3).step == 8
     assert store.steps(3) == [4, 8]
-    store.sweep(3)
+    store.sweep(3, older_than_s=60)
+    assert len(list(store.trial_folder(3).iterdir())) == 3, "it may still be written"
+    store.sweep(3, older_than_s=0)
     assert sorted(path.name for path in store.trial_folder(3).iterdir()) == ["4", "8"]
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
 
+from hpo.database import shown
 from hpo.errors import SpecError
 from hpo.json_schema import file_schema
 from hpo.spec_file import read_config_file, read_spec_file
@@ -60,6 +62,23 @@ def test_a_password_comes_from_the_environment(
     monkeypatch.setenv("DB_PASSWORD", "s3cret")
     found = read(tmp_path, GOOD + "storage: postgresql://me:${DB_PASSWORD}@host/db\n")
     assert found.storage == "postgresql+psycopg://me:s3cret@host/db"
+
+
+@pytest.mark.parametrize("password", ["p@ss/w:rd", "a@b", "x y"])
+def test_a_password_may_hold_any_character_and_is_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    monkeypatch.setenv("DB_PASSWORD", password)
+    found = read(tmp_path, GOOD + "storage: postgresql://me:${DB_PASSWORD}@host/db\n")
+    assert make_url(found.storage).password == password
+    assert make_url(found.storage).host == "host"
+    assert password not in shown(found.storage)
+    assert "secret" not in shown("postgresql+psycopg://h/d?user=u&password=secret")
+
+
+def test_an_unset_variable_is_said(tmp_path: Path) -> None:
+    found = errors(tmp_path, GOOD + "storage: postgresql://me:${NO_SUCH_THING}@host/db\n")
+    assert "not set in the environment" in found[0]
 
 
 def test_everything_wrong_is_said_at_once_with_line_and_column(tmp_path: Path) -> None:
@@ -221,10 +240,10 @@ def test_a_llama_factory_file_is_one_config_for_train(tmp_path: Path) -> None:
     (tmp_path / "data" / "dataset_info.json").write_text('{"functions": {"file_name": "f.json"}}')
     (tmp_path / "data" / "f.json").write_text("[]")
     (tmp_path / "sft.yaml").write_text(LLAMA_FACTORY)
-    trainer, folder, config = read_config_file(tmp_path / "sft.yaml")
-    assert trainer == "lora"
-    assert folder == str(tmp_path / "saves/llama3-8b/lora/sft")
-    assert config["lora_r"] == 8
+    found = read_config_file(tmp_path / "sft.yaml")
+    assert found.trainer == "lora"
+    assert found.output_dir == tmp_path / "saves/llama3-8b/lora/sft"
+    assert found.config["lora_r"] == 8
 
 
 def test_the_schema_knows_every_option_and_the_ready_made_spaces_fit_it() -> None:

@@ -12,7 +12,7 @@ from hpo.checkpoints import CheckpointStore
 from hpo.errors import ExhaustedError, StudyError
 from hpo.studies import create_study, open_study
 from hpo.study import Study
-from tests.one_worker import Worker, again, make_spec, picture, sqlite, start
+from tests.one_worker import SPACE, Worker, again, make_spec, picture, sqlite, start
 from trainers.protocol import Report
 
 
@@ -157,6 +157,51 @@ class TestKills:
             0.4,
         ]
 
+    def test_a_trial_that_had_passed_a_rung_has_passed_it_for_good(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path)
+        study = Study(start(spec, sqlite(tmp_path)), 2)
+        for losses in ([0.5, 0.3, 0.1, 0.1], [0.4, 0.3, 0.2]):  # each leads at another rung
+            number = study.next_trial().number
+            for index, loss in enumerate(losses, start=1):
+                study._file(number, Report(number, index, index, {"eval_loss": loss}), loss)
+        study._lock.release()
+        resumed = Study(again(spec, sqlite(tmp_path)), 2)
+        assert resumed.next_trial().number == 0
+        assert [t.state for t in resumed.record.trials()] == ["RUNNING", "RUNNING"]
+
+    def test_the_last_validation_of_a_full_budget_is_never_judged(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path)
+        study = Study(start(spec, sqlite(tmp_path)), 2)
+        for number, loss in ((0, 0.1), (1, 0.9)):
+            assert study.next_trial().number == number
+            last = Report(number, 9, 9, {"eval_loss": loss}, end="finished")
+            study.store.write(number, 9, [last], True, _save)
+            study._file(number, last, loss)  # killed before it was told
+        study._lock.release()
+        resumed = Study(again(spec, sqlite(tmp_path)), 2)
+        with pytest.raises(ExhaustedError):
+            resumed.next_trial()
+        assert [t.state for t in resumed.record.trials()] == ["COMPLETE", "COMPLETE"]
+
+    def test_a_checkpoint_whose_report_is_under_way_is_not_deleted(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path, pruner={"type": "none"})
+        study = Study(start(spec, sqlite(tmp_path)), 1)
+        study.next_trial()
+        losses = [0.9, 0.8, 0.1, 0.5, 0.6, 0.7]
+        history = [
+            Report(0, index, index, {"eval_loss": loss}, end="finished" if index == 6 else None)
+            for index, loss in enumerate(losses, start=1)
+        ]
+        for index in range(1, 7):
+            study.store.write(0, index, history[:index], True, _save)
+        study.report(0, history[0])
+        study._lock.release()
+        resumed = Study(again(spec, sqlite(tmp_path)), 1)
+        with pytest.raises(ExhaustedError):
+            resumed.next_trial()
+        best = json.loads((resumed.folder / "best" / "trial.json").read_text())
+        assert (best["step"], best["value"]) == (3, 0.1)
+
     def test_a_verdict_that_was_not_told_is_told_on_adoption(self, tmp_path: Path) -> None:
         spec = make_spec(tmp_path)
         record = start(spec, sqlite(tmp_path))
@@ -215,6 +260,13 @@ class TestTrials:
         assert len(points) == len(record.trials()) == 12
         assert "all 12 configs" in reason
 
+    def test_a_sampler_that_repeats_itself_does_not_end_the_search(self, tmp_path: Path) -> None:
+        space = {"x": {"type": "float", "low": -1.0, "high": 0.0}}
+        sampler = {"type": "gp", "n_startup_trials": 3}
+        record = start(make_spec(tmp_path, space=space, sampler=sampler), sqlite(tmp_path))
+        Worker(Study(record, 8)).work()
+        assert len(record.trials()) == 8
+
     def test_enqueued_configs_come_first(self, tmp_path: Path) -> None:
         enqueue = [{"x": 0.25, "y": 3, "kind": "b"}, {"x": -0.5, "y": 1, "kind": "a"}]
         record = start(make_spec(tmp_path, enqueue=enqueue), sqlite(tmp_path))
@@ -265,6 +317,18 @@ class TestTrials:
         start(make_spec(tmp_path, study="docstrings"), sqlite(tmp_path))
         with pytest.raises(StudyError, match="Did you mean 'docstrings'"):
             open_study("docstring", sqlite(tmp_path))
+
+
+class TestWidening:
+    def test_a_widened_range_is_used(self, tmp_path: Path) -> None:
+        when = {"type": "float", "low": 0, "high": 1, "when": "y > 1"}
+        space = {**SPACE, "overfit": when}
+        narrow = make_spec(tmp_path, space={**space, "x": {"type": "float", "low": -1, "high": 0}})
+        wide = make_spec(tmp_path, space={**space, "x": {"type": "float", "low": -1, "high": 9}})
+        record = start(narrow, sqlite(tmp_path))
+        Worker(Study(record, 15)).work()
+        Worker(Study(again(narrow, sqlite(tmp_path)).update_spec(wide), 40)).work()
+        assert any(t.params["x"] > 0 for t in record.trials()[15:])
 
 
 class TestEnds:
