@@ -24,6 +24,7 @@ setup: $(INSTALLED) $(MODEL) $(DOCSTRINGS)  ## The environment with the hpo comm
 demo: setup  ## The main job: 8 trials on a real model and real text, under 5 minutes on two cores.
 	@$(BIN)/hpo delete quickstart --storage sqlite:///hpo.db --yes --missing-ok >&2
 	@$(BIN)/hpo run search_spaces/quickstart.yaml --trials 8
+	@echo "To have hpo in this shell: . .venv/bin/activate" >&2
 
 smart-home: setup $(SMART_HOME)  ## The second example: spoken commands to JSON, then tuned beside untuned.
 	@$(BIN)/hpo delete smart-home --storage sqlite:///hpo.db --yes --missing-ok >&2

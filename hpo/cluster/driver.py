@@ -132,7 +132,7 @@ class Driver:
                 f"joining the Ray cluster {address}" if address else "starting Ray on this machine"
             )
             try:
-                ray.init(
+                context = ray.init(
                     address=address or "local",
                     namespace=NAMESPACE,
                     include_dashboard=False if address is None else None,
@@ -149,6 +149,9 @@ class Driver:
             self._end_hosts()
             if started:
                 ray.shutdown()
+            if started and address is None and self._fatal is None:
+                # Ray keeps the logs of every session for ever; those of a run that failed stay.
+                shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
 
     def _hosts(self) -> list[Any]:
         import ray
