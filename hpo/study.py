@@ -133,8 +133,11 @@ class Study:
                 number = self._interrupted()
                 if number is None:
                     return self._propose()
-            if not self._settle(number):
-                return self._claims[number]
+            try:
+                if not self._settle(number):
+                    return self._claims[number]
+            except LeaseLostError:
+                self.drop(number)
 
     def _interrupted(self) -> int | None:
         """Claim the first unfinished trial that nobody holds, and return its number."""

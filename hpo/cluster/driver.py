@@ -302,7 +302,10 @@ class Driver:
                 raise KeyboardInterrupt
             self._ending = self._ending or f"caught {signal.Signals(number).name}"
 
-        before = {s: signal.signal(s, catch) for s in (signal.SIGINT, signal.SIGTERM)}
+        wanted = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants to go on
+            wanted.append(signal.SIGHUP)
+        before = {number: signal.signal(number, catch) for number in wanted}
         try:
             yield
         finally:

@@ -201,10 +201,8 @@ class ModelHost:
     def _advance(self, trainer: Trainer) -> None:
         for report in trainer.advance():
             seat = self._seats.get(report.trial)
-            if (
-                seat is None or not seat.joined
-            ):  # it left, or begins again, while this step was made
-                continue
+            if seat is None or not seat.joined:
+                continue  # it left, or begins again, while this step was made
             if report.metrics:
                 seat.history.append(report)
                 self._save(trainer, report.trial, seat, report.step, is_validation=True)

@@ -79,7 +79,7 @@ def test_killed_in_mid_search_nothing_is_lost_and_nothing_trained_twice(tmp_path
             assert number not in again
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_every_trial_and_leaves_without_orphans(tmp_path: Path, name: str) -> None:
     write_study(tmp_path, fixed={"step_s": 0.15, "max_steps": 40, "eval_steps": 10})
     process = begin(tmp_path, "run", "study.yaml", "--trials", "3")
