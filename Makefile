@@ -29,7 +29,7 @@ demo: setup  ## The main job: 8 trials on a real model and real text, under 5 mi
 smart-home: setup $(SMART_HOME)  ## The second example: spoken commands to JSON, then tuned beside untuned.
 	@$(BIN)/hpo delete smart-home --storage sqlite:///hpo.db --yes --missing-ok >&2
 	@$(BIN)/hpo run search_spaces/smart_home.yaml
-	@$(BIN)/python -m hpo.demo compare smart-home
+	@TQDM_DISABLE=1 $(BIN)/python -m hpo.demo compare smart-home
 
 model-path: $(MODEL)  ## Prints the folder of the small model; use it as `make -s model-path`.
 	@readlink $(MODEL)
@@ -57,7 +57,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # A link, so that a search space can name the model on every machine.
 $(MODEL): | $(INSTALLED)
 	@mkdir -p $(@D)
-	@folder="$$($(BIN)/python -m hpo.demo model)" && ln -sfn "$$folder" $@
+	@folder="$$(TQDM_DISABLE=1 $(BIN)/python -m hpo.demo model)" && ln -sfn "$$folder" $@
 
 $(DOCSTRINGS): hpo/demo/docstrings.py | $(INSTALLED)
 	@echo "Writing data/docstrings" >&2

@@ -14,7 +14,7 @@ from hpo.cli import INTERRUPTED
 from hpo.cli.console import print_json, stderr, stdout
 from hpo.cli.target import JsonOption, StorageOption, StudyArgument, find_storage, find_target
 from hpo.edits import check_edit
-from hpo.errors import HpoError, SpecError, StudyError
+from hpo.errors import HpoError, NoDatabaseError, SpecError, StudyError
 from hpo.progress import RunProgress
 from hpo.samplers import GRID
 from hpo.spec import StudySpec
@@ -122,7 +122,7 @@ def delete(
     """Remove a study: its rows in the database, its checkpoints and its best adapter."""
     try:
         record = find_target(study, storage).open()
-    except StudyError:
+    except (StudyError, NoDatabaseError):
         if missing_ok:
             return
         raise

@@ -134,6 +134,15 @@ def test_a_study_without_one_complete_trial_ends_with_1(tmp_path: Path) -> None:
     assert [t["message"] for t in status["trials"]] == ["it broke", "it broke"]
 
 
+def test_looking_makes_no_database(tmp_path: Path) -> None:
+    assert hpo(tmp_path, "list", "--json").json() == []
+    assert hpo(tmp_path, "delete", "s", "--yes", "--missing-ok").code == 0
+    status = hpo(tmp_path, "status", "s")
+    assert status.code == 2
+    assert "there is no database" in status.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_delete_removes_rows_and_files(tmp_path: Path) -> None:
     write_study(tmp_path, fixed={"max_steps": 1})
     assert hpo(tmp_path, "run", "study.yaml", "--trials", "1").code == 0
