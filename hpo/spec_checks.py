@@ -162,7 +162,7 @@ def problem_of(item: Any, prefix: tuple[str, ...], model: type[BaseModel]) -> Pr
     if item["type"] == "missing":
         where = f" under '{prefix[0]}:'" if prefix else ""
         return Problem((*prefix, *location), f"is missing; give it{where}.")
-    message = str(item["msg"]).removeprefix("Value error, ")
+    message = str(item["msg"]).removeprefix("Value error, ").removesuffix(".")
     given = item["input"]
     shown = "" if isinstance(given, dict | list) else f" It is {given!r}."
     return Problem((*prefix, *location), f"{message[:1].lower()}{message[1:]}.{shown}")

@@ -20,7 +20,9 @@ def main() -> None:
         sys.path.insert(0, os.getcwd())
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it can do without
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    ours = logging.StreamHandler()  # libraries bring handlers of their own
+    ours.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("hpo").addHandler(ours)
 
     from hpo.cli.app import app
     from hpo.cli.console import stderr

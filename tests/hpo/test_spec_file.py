@@ -268,3 +268,14 @@ def test_no_text_makes_anything_but_a_message(tmp_path: Path, text: str) -> None
     for whole in (text, GOOD + text):
         with contextlib.suppress(SpecError):
             read(tmp_path, whole)
+
+
+def test_the_example_of_the_readme_is_a_valid_file(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = readme.split("```yaml\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "my_sft.yaml").write_text("lora_dropout: 0.1\nlogging_steps: 10\n")
+    spec = read(tmp_path, example).spec
+    assert spec.fixed["model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert spec.fixed["train_file"] == str(tmp_path / "data" / "train.jsonl")
+    assert spec.fixed["lora_dropout"] == 0.1
+    assert spec.search_space.resolve(spec.search_space.enqueued[0])["lora_alpha"] == 32

@@ -56,6 +56,16 @@ def look(address: str, folder: Path, *flags: str) -> str:
     return done.stdout
 
 
+def drawn_page(address: str, folder: Path, num_curves: int) -> str:
+    """Return the page when it shows so many learning curves; a busy machine draws late."""
+    for _ in range(5):
+        page = look(address, folder, "--dump-dom")
+        _, _, curves = page.partition("Intermediate values")
+        if curves.count("trace scatter") >= num_curves:
+            return page
+    raise AssertionError(f"the page does not show {num_curves} learning curves")
+
+
 def test_the_page_shows_the_study_its_trials_and_their_curves(tmp_path: Path) -> None:
     spec = make_spec(tmp_path, study="docstring-search")
     record = start(spec, sqlite(tmp_path))
@@ -75,16 +85,19 @@ def test_the_page_shows_the_study_its_trials_and_their_curves(tmp_path: Path) ->
         address = "http://" + line.split("http://")[1].split()[0]
         assert address.startswith("http://127.0.0.1:")
         _wait_for(address)
-        page = look(address, tmp_path, "--dump-dom")
-        assert "docstring-search" in page
-        ARTIFACTS.mkdir(exist_ok=True)
-        assert "eval_loss" in page, "the axes have the metric's name"
-        curves = page.split("Intermediate values", 1)[1]
         num_curves = sum(len(trial.reports) > 1 for trial in record.trials())
-        assert curves.count("trace scatter") >= num_curves > 1, "one learning curve a trial"
+        assert num_curves > 1
+        page = drawn_page(address, tmp_path, num_curves)
+        assert "docstring-search" in page
+        assert "eval_loss" in page, "the axes have the metric's name"
+        ARTIFACTS.mkdir(exist_ok=True)
         look(address, tmp_path, f"--screenshot={ARTIFACTS / 'dashboard.png'}")
         trials = address.rstrip("/") + "/trials"
-        listed = look(trials, tmp_path, "--dump-dom")
+        listed = ""
+        for _ in range(5):
+            listed = look(trials, tmp_path, "--dump-dom")
+            if "Pruned" in listed:
+                break
         assert "Complete" in listed
         assert "Pruned" in listed
         look(trials, tmp_path, f"--screenshot={ARTIFACTS / 'dashboard-trials.png'}")
