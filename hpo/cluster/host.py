@@ -131,10 +131,6 @@ class ModelHost:
             self._requests.append(self._save_all)
             self._changed.notify_all()
 
-    def process_id(self) -> int:
-        """Return the operating system's number of this process."""
-        return os.getpid()
-
     # The training thread
 
     def _run(self) -> None:
