@@ -128,8 +128,7 @@ class Study:
         """
         while True:
             with self.record.database.exclusive(self.record.study_id):
-                if not self.record.database.is_sqlite:
-                    self._write(self._sync)
+                self._see_other_drivers()
                 number = self._interrupted()
                 if number is None:
                     return self._propose()
@@ -300,8 +299,7 @@ class Study:
             for index, value in trial.intermediate_values.items()
             if index <= validation
         }
-        if not self.record.database.is_sqlite:
-            self._write(self._sync)
+        self._see_other_drivers()
         return self._judge.stops(self._mirror.study(), trial)
 
     # Ends
@@ -382,8 +380,7 @@ class Study:
     def _write_best(self) -> None:
         """Bring `best/` up to what the database says; a torn checkpoint gives way to the next."""
         with self.record.database.exclusive(self.record.study_id):
-            if not self.record.database.is_sqlite:
-                self._write(self._sync)
+            self._see_other_drivers()
             for trial in ranked(self.trials(), self.spec):
                 assert trial.best_step is not None
                 try:
@@ -444,6 +441,11 @@ class Study:
         self._sweep()
         if self._lock is not None:
             self._lock.release()
+
+    def _see_other_drivers(self) -> None:
+        """Catch up with what they have stored; on SQLite this driver is the only one."""
+        if not self.record.database.is_sqlite:
+            self._write(self._sync)
 
     def _sync(self) -> None:
         stored = self._storage.get_all_trials(self.record.study_id, deepcopy=False)
