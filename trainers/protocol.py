@@ -54,6 +54,24 @@ class TrainerOptions(BaseModel):
         """
         return None
 
+    def metric_names(self) -> frozenset[str] | None:
+        """Return the names of the metrics that every report will carry; None if unknown."""
+        return None
+
+    def pruning_problem(self) -> str | None:
+        """Return why trials with these options cannot be pruned, and what to change; else None."""
+        return None
+
+    @classmethod
+    def for_metric(
+        cls, given: Mapping[str, object], metric: str, direction: Literal["minimize", "maximize"]
+    ) -> dict[str, object]:
+        """Return ``given`` completed by what follows from the metric that its driver goes by.
+
+        What a user gave is never changed.
+        """
+        return dict(given)
+
     @classmethod
     def translate(cls, given: Mapping[str, object]) -> dict[str, object]:
         """Return ``given`` with aliases replaced and other tools' values turned into ours.
@@ -110,6 +128,8 @@ class Report:
         metrics: Of this validation; empty if the report carries none (the trial diverged or failed).
         step_lines: One line per optimizer step since the previous report.
         samples: Generated examples of this validation, if the trainer makes any.
+        notes: What the user should know of this trial's data and model: rows left out, examples cut
+            off. On its first report after it was added.
         end: None while the trial goes on. ``finished``: the budget is used up; ``stopped_early``: by
             the trial's own patience; ``diverged``: NaN or an exploding loss; ``failed``: an error.
         message: Why it diverged or failed, in one line; with the traceback below for ``failed``.
@@ -121,6 +141,7 @@ class Report:
     metrics: Mapping[str, float] = field(default_factory=dict)
     step_lines: Sequence[StepLine] = ()
     samples: Sequence[Mapping[str, Scalar]] = ()
+    notes: Sequence[str] = ()
     end: EndReason | None = None
     message: str | None = None
 

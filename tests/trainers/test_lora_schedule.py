@@ -1,16 +1,30 @@
-"""Schedule: steps, validations, learning rates and data order as functions of the step."""
+"""Steps, validations, learning rates and data order as functions of the step."""
 
 from __future__ import annotations
 
 import pytest
 
+from trainers.lora.learning_rate import LearningRate
 from trainers.lora.options import LoraOptions
+from trainers.lora.order import DataOrder
 from trainers.lora.schedule import Schedule
 
 
-def make(num_train_samples: int = 100, **options: object) -> Schedule:
+def options_of(**options: object) -> LoraOptions:
     base = {"model_name_or_path": "m", "train_file": "t.jsonl", "val_size": 1}
-    return Schedule(LoraOptions.model_validate({**base, **options}), num_train_samples)
+    return LoraOptions.model_validate({**base, **options})
+
+
+def order_of(num_samples: int = 100, **options: object) -> DataOrder:
+    return DataOrder(options_of(**options), num_samples)
+
+
+def make(**options: object) -> Schedule:
+    return Schedule(options_of(**options), order_of(**options).steps_per_epoch)
+
+
+def rate_of(num_steps: int, **options: object) -> LearningRate:
+    return LearningRate(options_of(**options), num_steps)
 
 
 @pytest.mark.parametrize(
@@ -57,10 +71,13 @@ def test_a_fraction_gives_every_trial_as_many_validations(num_steps: int) -> Non
 
 
 def test_warmup_below_one_is_a_fraction() -> None:
-    options = {"max_steps": 20, "learning_rate": 1.0, "lr_scheduler_type": "linear"}
-    by_ratio, by_steps = make(**options, warmup_steps=0.2), make(**options, warmup_steps=4)
-    rates = [by_ratio.learning_rate(step) for step in range(1, 21)]
-    assert rates == [by_steps.learning_rate(step) for step in range(1, 21)]
+    options = {"learning_rate": 1.0, "lr_scheduler_type": "linear"}
+    by_ratio, by_steps = (
+        rate_of(20, **options, warmup_steps=0.2),
+        rate_of(20, **options, warmup_steps=4),
+    )
+    rates = [by_ratio.at(step) for step in range(1, 21)]
+    assert rates == [by_steps.at(step) for step in range(1, 21)]
     assert rates[:5] == [0, 0.25, 0.5, 0.75, 1.0]
     assert rates[-1] == pytest.approx(1 / 16)
 
@@ -83,18 +100,18 @@ def test_learning_rates_are_those_of_transformers(name: str) -> None:
 
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=3e-4)
     scheduler = transformers.get_scheduler(name, optimizer, 3, 12)
-    schedule = make(max_steps=12, learning_rate=3e-4, lr_scheduler_type=name, warmup_steps=3)
+    rate = rate_of(12, learning_rate=3e-4, lr_scheduler_type=name, warmup_steps=3)
     for step in range(1, 13):
-        assert schedule.learning_rate(step) == optimizer.param_groups[0]["lr"]
+        assert rate.at(step) == optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
 
 
 def test_an_epoch_takes_every_example_once_in_a_new_order() -> None:
-    schedule = make(10, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    order = order_of(10, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     epochs = []
     for first in (1, 4):
-        steps = [schedule.micro_batches(step) for step in range(first, first + 3)]
+        steps = [order.micro_batches(step) for step in range(first, first + 3)]
         assert [[len(rows) for rows in step] for step in steps] == [[2, 2], [2, 2], [2]]
         epochs.append([row for step in steps for rows in step for row in rows])
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
@@ -102,5 +119,5 @@ def test_an_epoch_takes_every_example_once_in_a_new_order() -> None:
 
 
 def test_the_order_depends_on_the_seed() -> None:
-    assert make(seed=1).micro_batches(1) == make(seed=1).micro_batches(1)
-    assert make(seed=1).micro_batches(1) != make(seed=2).micro_batches(1)
+    assert order_of(seed=1).micro_batches(1) == order_of(seed=1).micro_batches(1)
+    assert order_of(seed=1).micro_batches(1) != order_of(seed=2).micro_batches(1)

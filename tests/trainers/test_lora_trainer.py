@@ -329,8 +329,8 @@ def test_trained_as_transformers_trains(fixed: Options, tmp_path: Path, model_fo
     run.add(0, options)
     run.trainer.save(0, tmp_path / "start")
     engine = run.trainer._engine
-    schedule = engine._trials[0].schedule
-    rows = [row for step in (1, 2) for rows in schedule.micro_batches(step) for row in rows]
+    order = engine._trials[0].order
+    rows = [row for step in (1, 2) for rows in order.micro_batches(step) for row in rows]
 
     class Rows(Dataset[dict[str, torch.Tensor]]):
         def __len__(self) -> int:

@@ -16,7 +16,7 @@ from torch import nn
 
 from trainers.lora.base_model import BaseModel
 from trainers.lora.options import ALL_LINEAR, LoraOptions
-from trainers.lora.schedule import derive_seed
+from trainers.lora.seeds import derive_seed
 
 Parameters = dict[str, nn.Parameter]
 """An adapter's weights, by the names that PEFT gives them in ``adapter_model.safetensors``."""

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainers.lora.adapters import load_weights
+from trainers.lora.optimizer import load_state_tensors, state_tensors
 from trainers.lora.options import LoraOptions
 from trainers.lora.trial import Progress, Trial
 from trainers.protocol import ADAPTER_FOLDER, STATE_FOLDER
@@ -48,7 +49,8 @@ def save_trial(trial: Trial, config: LoraConfig, data_digest: str, folder: Path)
     config.save_pretrained(str(folder / ADAPTER_FOLDER))
     weights = {name: parameter.detach() for name, parameter in trial.parameters.items()}
     save_file(_contiguous(weights), folder / _WEIGHTS, metadata={"format": "pt"})
-    save_file(_contiguous(_optimizer_tensors(trial)), folder / _OPTIMIZER)
+    optimizer = state_tensors(trial.optimizer, trial.parameters)
+    save_file(_contiguous(optimizer), folder / _OPTIMIZER)
     state = {
         "format": STATE_FORMAT,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
@@ -90,7 +92,7 @@ def load_trial(trial: Trial, folder: Path) -> None:
     """Bring a trial at its beginning to where the saved one was."""
     state = _read_state(folder)
     load_weights(trial.parameters, _read_tensors(folder / _WEIGHTS))
-    _load_optimizer(trial, _read_tensors(folder / _OPTIMIZER))
+    load_state_tensors(trial.optimizer, trial.parameters, _read_tensors(folder / _OPTIMIZER))
     trial.progress = Progress(**state["progress"])
     if trial.scaler is not None:
         trial.scaler.load_state_dict(state["scaler"])
@@ -128,26 +130,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is missing or cut off ({error}).") from error
-
-
-def _optimizer_tensors(trial: Trial) -> dict[str, Tensor]:
-    """Return the optimizer's state as ``<weight>/<quantity>``; empty before the first step."""
-    return {
-        f"{name}/{quantity}": value
-        for name, parameter in trial.parameters.items()
-        for quantity, value in trial.optimizer.state[parameter].items()
-    }
-
-
-def _load_optimizer(trial: Trial, tensors: Mapping[str, Tensor]) -> None:
-    numbers = {name: number for number, name in enumerate(trial.parameters)}
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, quantity = key.rpartition("/")
-        state.setdefault(numbers[name], {})[quantity] = value
-    # The groups hold options only; the learning rate is set before each step.
-    groups = trial.optimizer.state_dict()["param_groups"]
-    trial.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

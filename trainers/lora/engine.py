@@ -14,7 +14,9 @@ from trainers.lora.base_model import load_base_model, load_tokenizer
 from trainers.lora.checkpoint import check_resumable, load_adapter, load_trial, save_trial
 from trainers.lora.dataset import load_dataset
 from trainers.lora.encoding import Encoder
+from trainers.lora.learning_rate import LearningRate
 from trainers.lora.options import LoraOptions
+from trainers.lora.order import DataOrder
 from trainers.lora.passes import Passes, PassFailed, StepLoss, describe
 from trainers.lora.schedule import Schedule
 from trainers.lora.trial import Trial
@@ -47,7 +49,7 @@ class Engine:
 
     def plan(self, options: LoraOptions) -> Plan:
         self._check_shared(options)
-        schedule = Schedule(options, len(self._dataset.train))
+        schedule = Schedule(options, self._order(options).steps_per_epoch)
         shapes = self._base.targets(options).values()
         return Plan(
             num_train_samples=len(self._dataset.train),
@@ -64,10 +66,13 @@ class Engine:
         self._check_shared(options)
         if resume_from is not None:
             check_resumable(resume_from, options, self._dataset.digest)
-        schedule = Schedule(options, len(self._dataset.train))
+        order = self._order(options)
+        schedule = Schedule(options, order.steps_per_epoch)
+        rate = LearningRate(options, schedule.num_steps)
         parameters = self._adapters.add(key, options)
         max_loss = options.max_loss or DIVERGED_LOSS_FACTOR * self._base.uniform_loss
-        trial = Trial(key, options, schedule, parameters, max_loss, self._make_scaler())
+        scaler = self._make_scaler()
+        trial = Trial(key, options, order, schedule, rate, parameters, max_loss, scaler)
         if resume_from is not None:
             try:
                 load_trial(trial, resume_from)
@@ -124,6 +129,9 @@ class Engine:
             return trial.validated(self._passes.validate(trial, self._validation_batches))
         except Exception as error:  # becomes this trial's report; the others go on
             return trial.fail(describe(error))
+
+    def _order(self, options: LoraOptions) -> DataOrder:
+        return DataOrder(options, len(self._dataset.train))
 
     def _make_scaler(self) -> torch.amp.GradScaler | None:
         if self._base.dtype != torch.float16:

@@ -22,7 +22,7 @@ from trainers.lora.adapters import AdapterPool
 from trainers.lora.base_model import BaseModel
 from trainers.lora.dataset import Batch, Dataset
 from trainers.lora.encoding import IGNORE_INDEX
-from trainers.lora.schedule import derive_seed
+from trainers.lora.seeds import derive_seed
 from trainers.lora.trial import Trial
 
 
@@ -69,7 +69,7 @@ class Passes:
     def _backward_one(self, trial: Trial) -> StepLoss:
         start = time.perf_counter()
         step = trial.step + 1
-        batches = [self._dataset.train_batch(rows) for rows in trial.schedule.micro_batches(step)]
+        batches = [self._dataset.train_batch(rows) for rows in trial.order.micro_batches(step)]
         num_targets = sum(batch.num_targets for batch in batches)
         self._adapters.activate(trial.key)
         self._base.model.train()

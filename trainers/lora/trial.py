@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from trainers.lora.adapters import Parameters
+from trainers.lora.learning_rate import LearningRate
+from trainers.lora.optimizer import make_optimizer, set_learning_rate
 from trainers.lora.options import LoraOptions
+from trainers.lora.order import DataOrder
 from trainers.lora.schedule import Schedule
 from trainers.protocol import EndReason, Report, StepLine
 
@@ -52,7 +55,9 @@ class Trial:
     Attributes:
         key: The caller's number for it.
         options: Its whole config.
-        schedule: What it does at which step.
+        order: Which examples it sees at which step.
+        schedule: How long it trains, and when it validates.
+        learning_rate: At each step.
         parameters: Its adapter's weights, by name.
         optimizer: Over these weights, in their order.
         scaler: Scales the loss in float16, whose range gradients underflow; else None.
@@ -63,22 +68,20 @@ class Trial:
         self,
         key: int,
         options: LoraOptions,
+        order: DataOrder,
         schedule: Schedule,
+        learning_rate: LearningRate,
         parameters: Parameters,
         max_loss: float,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.key = key
         self.options = options
+        self.order = order
         self.schedule = schedule
+        self.learning_rate = learning_rate
         self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(
-            parameters.values(),
-            lr=options.learning_rate,
-            betas=(options.adam_beta1, options.adam_beta2),
-            eps=options.adam_epsilon,
-            weight_decay=options.weight_decay,
-        )
+        self.optimizer = make_optimizer(options, parameters)
         self.scaler = scaler
         self.progress = Progress()
         self._max_loss = max_loss
@@ -99,11 +102,10 @@ class Trial:
 
     def update(self, loss: float, num_tokens: int, seconds: float) -> Report | None:
         """Finish a step whose gradients are in place; return a report if the trial diverged."""
-        learning_rate = self.schedule.learning_rate(self.step + 1)
+        learning_rate = self.learning_rate.at(self.step + 1)
         if not loss <= self._max_loss:
             return self._diverge(f"training loss {loss:.6g}", learning_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         grad_norm = self._clip()
         if self.scaler is not None:  # leaves out a step whose scaled gradients overflowed
             self.scaler.step(self.optimizer)
@@ -130,7 +132,7 @@ class Trial:
         """Take in a validation's metrics; return the report, with the trial's end if it is one."""
         eval_loss = metrics["eval_loss"]
         if not eval_loss <= self._max_loss:
-            rate = self.schedule.learning_rate(self.step)
+            rate = self.learning_rate.at(self.step)
             return self._diverge(f"validation loss {eval_loss:.6g}", rate)
         metrics = {**metrics, "epoch": self.schedule.epoch(self.step)}
         self.progress.validation += 1
