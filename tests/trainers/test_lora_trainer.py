@@ -318,66 +318,6 @@ def test_gradient_checkpointing_changes_no_loss(
     assert run.told(1) == alone[1]
 
 
-def test_trained_as_transformers_trains(fixed: Options, tmp_path: Path, model_folder: Path) -> None:
-    """The losses of transformers' Trainer with PEFT from the same start on the same batches."""
-    from peft import PeftModel
-    from torch.utils.data import Dataset, SequentialSampler
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-
-    run = Run(fixed)
-    options = {**A, "lora_dropout": 0.0, "weight_decay": 0.1, "gradient_accumulation_steps": 2}
-    run.add(0, options)
-    run.trainer.save(0, tmp_path / "start")
-    engine = run.trainer._engine
-    order = engine._trials[0].order
-    rows = [row for step in (1, 2) for rows in order.micro_batches(step) for row in rows]
-
-    class Rows(Dataset[dict[str, torch.Tensor]]):
-        def __len__(self) -> int:
-            return len(rows)
-
-        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            example = engine._dataset.train[rows[index]]
-            pad = 64 - len(example.input_ids)
-            return {
-                "input_ids": torch.nn.functional.pad(example.input_ids.long(), (0, pad)),
-                "labels": torch.nn.functional.pad(example.labels.long(), (0, pad), value=-100),
-                "attention_mask": (torch.arange(64) < len(example.input_ids)).long(),
-            }
-
-    class InOrder(Trainer):
-        def _get_train_sampler(self, _dataset: object = None) -> SequentialSampler:
-            return SequentialSampler(self.train_dataset)
-
-    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    adapter = str(tmp_path / "start" / "adapter")
-    reference = InOrder(
-        PeftModel.from_pretrained(base, adapter, is_trainable=True),
-        TrainingArguments(
-            output_dir=str(tmp_path / "reference"),
-            max_steps=6,
-            learning_rate=3e-3,
-            weight_decay=0.1,
-            per_device_train_batch_size=4,
-            gradient_accumulation_steps=2,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-        ),
-        train_dataset=Rows(),
-    )
-    reference.train()
-    run.advance(2)
-    expected = [line for line in reference.state.log_history if "grad_norm" in line][:2]
-    lines = run.reports[0][0].step_lines
-    assert losses(run.reports[0]) == pytest.approx([e["loss"] for e in expected], rel=1e-4)
-    assert [line["grad_norm"] for line in lines] == pytest.approx(
-        [e["grad_norm"] for e in expected], rel=1e-3
-    )
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto"])
 def test_half_precision_trains_float32_adapters(fixed: Options, dtype: str, tmp_path: Path) -> None:
     run = Run(fixed, dtype=dtype)
