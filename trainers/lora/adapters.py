@@ -144,7 +144,7 @@ class AdapterPool:
             use_rslora=options.use_rslora,
             use_dora=options.use_dora,
             target_modules=names,
-            modules_to_save=list(options.modules_to_save) or None,
+            modules_to_save=self._whole_modules(options) or None,  # PEFT goes by endings
             bias="none",
             task_type="CAUSAL_LM",
             base_model_name_or_path=options.model_name_or_path,

@@ -97,4 +97,4 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):  # of a GGUF file; save_pretrained refuses it
         del model.config.quantization_config
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder, save_jinja_files=False)  # in tokenizer_config.json instead
