@@ -1,10 +1,9 @@
-"""Steps, validations, learning rates and data order as functions of the step."""
+"""Steps, validations and data order as functions of the step."""
 
 from __future__ import annotations
 
 import pytest
 
-from trainers.lora.learning_rate import LearningRate
 from trainers.lora.options import LoraOptions
 from trainers.lora.order import DataOrder
 from trainers.lora.schedule import Schedule
@@ -21,10 +20,6 @@ def order_of(num_samples: int = 100, **options: object) -> DataOrder:
 
 def make(**options: object) -> Schedule:
     return Schedule(options_of(**options), order_of(**options).steps_per_epoch)
-
-
-def rate_of(num_steps: int, **options: object) -> LearningRate:
-    return LearningRate(options_of(**options), num_steps)
 
 
 @pytest.mark.parametrize(
@@ -68,43 +63,6 @@ def test_the_last_step_always_validates_and_once(
 @pytest.mark.parametrize("num_steps", range(5, 40))
 def test_a_fraction_gives_every_trial_as_many_validations(num_steps: int) -> None:
     assert len(make(max_steps=num_steps, eval_steps=0.2).validation_steps) == 5
-
-
-def test_warmup_below_one_is_a_fraction() -> None:
-    options = {"learning_rate": 1.0, "lr_scheduler_type": "linear"}
-    by_ratio, by_steps = (
-        rate_of(20, **options, warmup_steps=0.2),
-        rate_of(20, **options, warmup_steps=4),
-    )
-    rates = [by_ratio.at(step) for step in range(1, 21)]
-    assert rates == [by_steps.at(step) for step in range(1, 21)]
-    assert rates[:5] == [0, 0.25, 0.5, 0.75, 1.0]
-    assert rates[-1] == pytest.approx(1 / 16)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "linear",
-        "cosine",
-        "cosine_with_restarts",
-        "polynomial",
-        "constant",
-        "constant_with_warmup",
-        "inverse_sqrt",
-    ],
-)
-def test_learning_rates_are_those_of_transformers(name: str) -> None:
-    import torch
-    import transformers
-
-    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=3e-4)
-    scheduler = transformers.get_scheduler(name, optimizer, 3, 12)
-    rate = rate_of(12, learning_rate=3e-4, lr_scheduler_type=name, warmup_steps=3)
-    for step in range(1, 13):
-        assert rate.at(step) == optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        scheduler.step()
 
 
 def test_an_epoch_takes_every_example_once_in_a_new_order() -> None:

@@ -14,11 +14,14 @@ ALIASES: Mapping[str, str] = {
     # LLaMA-Factory
     "lora_rank": "lora_r",
     "lora_target": "target_modules",
+    "additional_target": "modules_to_save",
     "cutoff_len": "max_length",
     "max_samples": "max_train_samples",
     "warmup_ratio": "warmup_steps",
     # PEFT, TRL and transformers, also their older names
     "r": "lora_r",
+    "bnb_4bit_quant_type": "quantization_type",
+    "bnb_4bit_use_double_quant": "double_quantization",
     "max_seq_length": "max_length",
     "max_eval_samples": "eval_max_samples",
     "torch_dtype": "dtype",
@@ -30,6 +33,12 @@ ALIASES: Mapping[str, str] = {
     "num_epochs": "num_train_epochs",
     "lora_target_modules": "target_modules",
     "lr_scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "peft_use_dora": "use_dora",
+    "peft_use_rslora": "use_rslora",
+    "peft_init_lora_weights": "init_lora_weights",
+    "lora_modules_to_save": "modules_to_save",
+    "noisy_embedding_alpha": "neftune_noise_alpha",
 }
 
 _STUDY_WRITES = "the study decides where and what is written"
@@ -55,11 +64,12 @@ IGNORED: Mapping[str, str] = {
     "preprocessing_num_workers": _OWN_LOADER,
     "dataloader_num_workers": _OWN_LOADER,
     "ddp_timeout": "trials are placed on devices, not spread over processes",
+    "loraplus_lr_embedding": "embeddings get no adapter; modules_to_save trains them whole",
+    "pissa_convert": "a saved adapter always fits the unchanged base model",
     "template": "the chat template that comes with the model is used",
 }
 
 _ONLY_VALUE: Mapping[str, tuple[tuple[object, ...], str]] = {
-    "finetuning_type": (("lora",), "Only LoRA is trained here."),
     "stage": (("sft",), "Only supervised fine-tuning is trained here."),
     "do_train": ((True,), "A trial always trains."),
     "do_eval": ((True,), "A trial always validates: give val_size or validation_file."),
@@ -69,9 +79,11 @@ _ONLY_VALUE: Mapping[str, tuple[tuple[object, ...], str]] = {
     "mask_history": ((False,), "The loss is taken on all answers of a conversation."),
     "packing": ((False, None), "Examples are padded, not packed."),
     "neat_packing": ((False,), "Examples are padded, not packed."),
-    "quantization_method": (("bnb", "bitsandbytes"), "4 bits are bitsandbytes' NF4."),
-    "quantization_type": (("nf4",), "4 bits are bitsandbytes' NF4."),
-    "load_in_8bit": ((False,), "8 bits train slowly: use quantization_bit: 4."),
+    "quantization_method": (("bnb", "bitsandbytes"), "4 and 8 bits are bitsandbytes'."),
+    "use_galore": ((False,), "It projects the gradients of whole weights: use optim: adamw_8bit."),
+    "use_apollo": ((False,), "It projects the gradients of whole weights: use optim: adamw_8bit."),
+    "use_badam": ((False,), "It trains a block of weights at a time: use finetuning_type: lora."),
+    "use_llama_pro": ((False,), "It adds layers to the model: use finetuning_type: lora."),
     "streaming": ((False,), "The data is tokenised once and held in memory."),
 }
 """Options that are dropped when they ask for what is done anyway, and refused otherwise."""
@@ -105,6 +117,8 @@ def _translate(name: str, value: object, given: Mapping[str, object]) -> dict[st
         return _drop_only_value(name, value)
     if name in _DATASETS:
         return _read_dataset_info(name, value, given.get("dataset_dir", "data"))
+    if name in ("pissa_init", "pissa_iter"):
+        return _pissa(name, value, given.get("pissa_iter", 16))
     if name in _TRANSLATORS:
         return _TRANSLATORS[name](value)
     return {name: value}
@@ -126,8 +140,26 @@ def _dtype_if(dtype: str) -> Callable[[object], dict[str, object]]:
     return translate
 
 
-def _load_in_4bit(value: object) -> dict[str, object]:
-    return {"quantization_bit": 4} if value is True else {}
+def _bits_if(bits: int) -> Callable[[object], dict[str, object]]:
+    return lambda value: {"quantization_bit": bits} if value is True else {}
+
+
+def _pissa(name: str, value: object, num_iterations: object) -> dict[str, object]:
+    """LLaMA-Factory's two options for one start; -1 iterations are a whole decomposition."""
+    if name == "pissa_iter" or value is not True:
+        return {}
+    exact = num_iterations == -1
+    return {"init_lora_weights": "pissa" if exact else f"pissa_niter_{num_iterations}"}
+
+
+def _checkpointing_unless(value: object) -> dict[str, object]:
+    return {"gradient_checkpointing": value is not True}
+
+
+def _axolotl_adapter(value: object) -> dict[str, object]:
+    if value not in ("lora", "qlora", None, ""):
+        raise ValueError(f"adapter: {value!r} is not supported. Give lora, qlora, or leave it out.")
+    return {"finetuning_type": "lora" if value else "full"}
 
 
 def _flash_attn(value: object) -> dict[str, object]:
@@ -170,7 +202,10 @@ _TRANSLATORS: Mapping[str, Callable[[object], dict[str, object]]] = {
     "bf16": _dtype_if("bfloat16"),
     "pure_bf16": _dtype_if("bfloat16"),
     "fp16": _dtype_if("float16"),
-    "load_in_4bit": _load_in_4bit,
+    "load_in_4bit": _bits_if(4),
+    "load_in_8bit": _bits_if(8),
+    "disable_gradient_checkpointing": _checkpointing_unless,
+    "adapter": _axolotl_adapter,
     "flash_attn": _flash_attn,
     "warmup_ratio": _warmup_ratio,
     "eval_strategy": _eval_strategy,

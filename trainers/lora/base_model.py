@@ -1,9 +1,13 @@
-"""Loads the frozen base model and its tokenizer, from a folder, a hub or a GGUF file."""
+"""Loads the base model and its tokenizer, from a folder, a hub or a GGUF file.
+
+Knows in which form and where to; which of its weights are trained is not decided here.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from trainers.lora.options import ALL_LINEAR, LoraOptions
+from trainers.lora.options.method import is_pattern
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class BaseModel:
     Attributes:
         model: A causal language model of transformers.
         device: Where token ids go.
-        dtype: In which the model computes.
+        dtype: In which the model computes; its weights are in it too, unless they are all trained.
         linear_shapes: Of every linear layer that may get an adapter: name -> (in, out).
         selects_logits: Whether its forward takes a mask of the positions that need logits.
         notes: What was chosen for the user.
@@ -43,10 +48,14 @@ class BaseModel:
         Raises:
             ValueError: A target names no linear layer.
         """
-        if options.target_modules == ALL_LINEAR:
+        targets = options.target_modules
+        if targets == ALL_LINEAR:
             return dict(self.linear_shapes)
+        if isinstance(targets, str):
+            assert is_pattern(targets), "the options know no other string"
+            return self._matched_targets(targets)
         chosen = {}
-        for target in options.target_modules:
+        for target in targets:
             layers = {
                 name: shape
                 for name, shape in self.linear_shapes.items()
@@ -60,6 +69,18 @@ class BaseModel:
                 )
             chosen.update(layers)
         return chosen
+
+    def _matched_targets(self, pattern: str) -> dict[str, tuple[int, int]]:
+        matched = {
+            name: shape for name, shape in self.linear_shapes.items() if re.fullmatch(pattern, name)
+        }
+        if not matched:
+            raise ValueError(
+                f"target_modules: the pattern {pattern!r} matches none of this model's "
+                f"{len(self.linear_shapes)} linear layers. It must match whole names, as in "
+                f"{next(iter(self.linear_shapes))!r}."
+            )
+        return matched
 
     @property
     def uniform_loss(self) -> float:
@@ -85,13 +106,17 @@ def load_base_model(options: LoraOptions, device: str) -> BaseModel:
     Raises:
         ValueError: There is no such model, no such device, or the options do not suit the model.
     """
-    device_type, device_map = _place(device)
+    device_type, device_map = _place(options, device)
     dtype, notes = _choose_dtype(options, device_type)
-    arguments: dict[str, object] = {"dtype": dtype, "device_map": device_map}
+    # Weights that are trained are float32: an update in bfloat16 is lost where it is small.
+    weight_dtype = torch.float32 if options.finetuning_type == "full" else dtype
+    arguments: dict[str, object] = {"dtype": weight_dtype, "device_map": device_map}
     if options.attn_implementation is not None:
         arguments["attn_implementation"] = options.attn_implementation
     if options.quantization_bit is not None:
-        arguments["quantization_config"] = _nf4_config(options, dtype)
+        arguments["quantization_config"] = _quantization(options, dtype)
+        if options.quantization_bit == 8 and device_type == "cpu":
+            notes += ("quantization_bit: 8 is several times slower than 4 on a CPU",)
     model = _load(transformers.AutoModelForCausalLM.from_pretrained, options, **arguments)
     _check_max_length(options, model)
     _keep_4bit_weights_trainable(model)
@@ -152,18 +177,33 @@ def _locate(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _place(device: str) -> tuple[str, object]:
+def _place(options: LoraOptions, device: str) -> tuple[str, object]:
     """Return the kind of device, and transformers' ``device_map`` for it."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and torch.cuda.device_count() > 1:
+        if device == "cuda" and torch.cuda.device_count() > 1 and options.device_map is None:
             return "cuda", "auto"
     device_type = device.partition(":")[0]
     if device_type not in ("cpu", "cuda"):
         raise ValueError(f"device {device!r} is not known. Known: cpu, cuda, auto.")
     if device_type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: torch sees no GPU here. Use cpu or auto.")
-    return device_type, {"": device}
+    if options.device_map is None:
+        return device_type, {"": device}
+    if isinstance(options.device_map, dict):
+        _check_device_map(options.device_map, device_type)
+    elif device_type == "cpu":
+        return "cpu", {"": "cpu"}  # auto would take a GPU that this trainer was not given
+    return device_type, options.device_map
+
+
+def _check_device_map(device_map: Mapping[str, int | str], device_type: str) -> None:
+    for module, place in device_map.items():
+        if (place == "cpu") != (device_type == "cpu"):
+            raise ValueError(
+                f"device_map: {module!r} is placed on {place!r}, and this trainer is on "
+                f"{device_type}. Place all modules on {device_type}, or leave out device_map."
+            )
 
 
 def _choose_dtype(options: LoraOptions, device_type: str) -> tuple[torch.dtype, tuple[str, ...]]:
@@ -182,16 +222,18 @@ def _choose_dtype(options: LoraOptions, device_type: str) -> tuple[torch.dtype, 
     return dtype, (f"dtype auto is {name}: this {device_type} device {reason}",)
 
 
-def _nf4_config(options: LoraOptions, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+def _quantization(options: LoraOptions, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
     if options.model_name_or_path.lower().endswith(".gguf"):
         raise ValueError(
             "quantization_bit: a GGUF file cannot be quantised again. Leave quantization_bit out, "
             "or give the model's own folder."
         )
+    if options.quantization_bit == 8:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=options.quantization_type,
+        bnb_4bit_use_double_quant=options.double_quantization,
         bnb_4bit_compute_dtype=dtype,
     )
 

@@ -1,4 +1,4 @@
-"""Writes a trial to a folder and reads it back: the adapter as PEFT reads it, and the rest.
+"""Writes a trial to a folder and reads it back: its weights, by their pool, and the rest.
 
 No pickles: safetensors for tensors, JSON for everything else. Python writes floats to JSON so that
 they read back as the same bits.
@@ -7,27 +7,22 @@ they read back as the same bits.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from trainers.lora.adapters import load_weights
-from trainers.lora.optimizer import load_state_tensors, state_tensors
+from trainers.lora.optimizer import load_state, state_tensors, state_values
 from trainers.lora.options import LoraOptions
 from trainers.lora.trial import Progress, Trial
+from trainers.lora.weights import WeightPool, contiguous, read_tensors
 from trainers.protocol import ADAPTER_FOLDER, STATE_FOLDER
 
-STATE_FORMAT = 1
-"""Raised when a saved state can no longer be read by older code."""
+STATE_FORMAT = 2
+"""Raised when a saved state can no longer be read by older code. 1 knew AdamW only."""
 
-_WEIGHTS = f"{ADAPTER_FOLDER}/adapter_model.safetensors"
+_READABLE = (1, 2)
 _OPTIMIZER = f"{STATE_FOLDER}/optimizer.safetensors"
 _STATE = f"{STATE_FOLDER}/state.json"
 
@@ -35,7 +30,7 @@ _MAY_DIFFER = LoraOptions.paths | {"per_device_eval_batch_size"}
 """Options that do not change a trial: the same data may lie elsewhere (its tokens are compared)."""
 
 
-def save_trial(trial: Trial, config: LoraConfig, data_digest: str, folder: Path) -> None:
+def save_trial(trial: Trial, weights: WeightPool, data_digest: str, folder: Path) -> None:
     """Write a trial as it is now.
 
     Raises:
@@ -45,18 +40,17 @@ def save_trial(trial: Trial, config: LoraConfig, data_digest: str, folder: Path)
         raise ValueError(f"{folder} is not empty. Give a new folder to save the trial in.")
     (folder / ADAPTER_FOLDER).mkdir(parents=True)
     (folder / STATE_FOLDER).mkdir()
-    config.inference_mode = True
-    config.save_pretrained(str(folder / ADAPTER_FOLDER))
-    weights = {name: parameter.detach() for name, parameter in trial.parameters.items()}
-    save_file(_contiguous(weights), folder / _WEIGHTS, metadata={"format": "pt"})
+    weights.save(trial.key, folder / ADAPTER_FOLDER)
     optimizer = state_tensors(trial.optimizer, trial.parameters)
-    save_file(_contiguous(optimizer), folder / _OPTIMIZER)
+    save_file(contiguous(optimizer), folder / _OPTIMIZER)
     state = {
         "format": STATE_FORMAT,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "options": trial.options.model_dump(mode="json"),
         "data_digest": data_digest,
         "progress": trial.progress.as_json(),
+        "optimizer": state_values(trial.optimizer, trial.parameters),
+        "learning_rate": trial.learning_rate.state(),
         "scaler": None if trial.scaler is None else trial.scaler.state_dict(),
     }
     text = json.dumps(state, indent=2)
@@ -71,10 +65,12 @@ def check_resumable(folder: Path, options: LoraOptions, data_digest: str) -> Non
     """
     state = _read_state(folder)
     now = options.model_dump(mode="json")
+    # Options that came after it was saved had no effect then: their defaults.
+    then = _defaults() | state["options"]
     differing = [
-        f"{name}: {state['options'].get(name)!r} there, {now[name]!r} here"
+        f"{name}: {then.get(name)!r} there, {now[name]!r} here"
         for name in now
-        if name not in _MAY_DIFFER and state["options"].get(name) != now[name]
+        if name not in _MAY_DIFFER and then.get(name) != now[name]
     ]
     if differing:
         raise ValueError(
@@ -89,25 +85,27 @@ def check_resumable(folder: Path, options: LoraOptions, data_digest: str) -> Non
 
 
 def load_trial(trial: Trial, folder: Path) -> None:
-    """Bring a trial at its beginning to where the saved one was."""
+    """Bring a trial that has the saved weights to where the saved one was.
+
+    Raises:
+        ValueError: The folder holds no whole trial.
+    """
     state = _read_state(folder)
-    load_weights(trial.parameters, _read_tensors(folder / _WEIGHTS))
-    load_state_tensors(trial.optimizer, trial.parameters, _read_tensors(folder / _OPTIMIZER))
+    tensors = read_tensors(folder / _OPTIMIZER)
+    load_state(trial.optimizer, trial.parameters, tensors, state.get("optimizer", {}))
+    trial.learning_rate.load_state(state.get("learning_rate", {}))
     trial.progress = Progress(**state["progress"])
     if trial.scaler is not None:
         trial.scaler.load_state_dict(state["scaler"])
 
 
-def load_adapter(trial: Trial, adapter: Path) -> None:
-    """Give a trial the weights of a saved adapter, and nothing else of the trial it was.
-
-    Raises:
-        ValueError: The file is missing or cut off, or belongs to other options.
-    """
-    weights = _read_tensors(adapter / Path(_WEIGHTS).name)
-    if weights.keys() != trial.parameters.keys():
-        raise ValueError(f"{adapter} is an adapter of other options: it has other layers.")
-    load_weights(trial.parameters, weights)
+def _defaults() -> dict[str, object]:
+    fields = LoraOptions.model_fields
+    return {
+        name: list(field.default) if isinstance(field.default, tuple) else field.default
+        for name, field in fields.items()
+        if not field.is_required()
+    }
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
@@ -117,20 +115,9 @@ def _read_state(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} holds no whole saved trial ({error}). Give a folder that save() wrote."
         ) from error
-    if state["format"] != STATE_FORMAT:
+    if state["format"] not in _READABLE:
         raise ValueError(
-            f"{folder}: saved in format {state['format']}, this version reads {STATE_FORMAT}. "
+            f"{folder}: saved in format {state['format']}, this version reads {_READABLE}. "
             f"Resume it with the version that wrote it."
         )
     return state
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing or cut off ({error}).") from error
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(torch.device("cpu")).contiguous() for name, tensor in tensors.items()}

@@ -11,16 +11,18 @@ import torch
 
 from trainers.lora.adapters import AdapterPool
 from trainers.lora.base_model import load_base_model, load_tokenizer
-from trainers.lora.checkpoint import check_resumable, load_adapter, load_trial, save_trial
+from trainers.lora.checkpoint import check_resumable, load_trial, save_trial
 from trainers.lora.dataset import load_dataset
 from trainers.lora.encoding import Encoder
+from trainers.lora.full_weights import FullWeights
 from trainers.lora.learning_rate import LearningRate
 from trainers.lora.options import LoraOptions
 from trainers.lora.order import DataOrder
 from trainers.lora.passes import Passes, PassFailed, StepLoss, describe
 from trainers.lora.schedule import Schedule
 from trainers.lora.trial import Trial
-from trainers.protocol import Plan, Report
+from trainers.lora.weights import WeightPool
+from trainers.protocol import ADAPTER_FOLDER, Plan, Report
 
 DIVERGED_LOSS_FACTOR = 2.0
 """By default a trial has diverged when its loss is above this times that of a uniform guess."""
@@ -39,8 +41,12 @@ class Engine:
         self._dataset = load_dataset(fixed, encoder, _pad_token_id(tokenizer))
         self._base = load_base_model(fixed, device)
         self._fixed = fixed
-        self._adapters = AdapterPool(self._base)
-        self._passes = Passes(self._base, self._adapters, self._dataset)
+        self._weights: WeightPool
+        if fixed.finetuning_type == "full":
+            self._weights = FullWeights(self._base, tokenizer)
+        else:
+            self._weights = AdapterPool(self._base)
+        self._passes = Passes(self._base, self._weights, self._dataset)
         self._validation_batches = self._dataset.validation_batches(
             fixed.per_device_eval_batch_size
         )
@@ -50,13 +56,12 @@ class Engine:
     def plan(self, options: LoraOptions) -> Plan:
         self._check_shared(options)
         schedule = Schedule(options, self._order(options).steps_per_epoch)
-        shapes = self._base.targets(options).values()
         return Plan(
             num_train_samples=len(self._dataset.train),
             num_eval_samples=len(self._dataset.validation),
             num_steps=schedule.num_steps,
             num_validations=len(schedule.validation_steps),
-            num_trainable_parameters=options.lora_r * sum(map(sum, shapes)),
+            num_trainable_parameters=self._weights.num_parameters(options),
             notes=self._base.notes + self._dataset.notes,
         )
 
@@ -64,22 +69,16 @@ class Engine:
         if key in self._trials:
             raise ValueError(f"trial {key} is on this trainer already. Remove it first.")
         self._check_shared(options)
-        if resume_from is not None:
-            check_resumable(resume_from, options, self._dataset.digest)
-        order = self._order(options)
-        schedule = Schedule(options, order.steps_per_epoch)
-        rate = LearningRate(options, schedule.num_steps)
-        parameters = self._adapters.add(key, options)
-        max_loss = options.max_loss or DIVERGED_LOSS_FACTOR * self._base.uniform_loss
-        scaler = self._make_scaler()
-        trial = Trial(key, options, order, schedule, rate, parameters, max_loss, scaler)
-        if resume_from is not None:
-            try:
-                load_trial(trial, resume_from)
-            except ValueError:
-                self._adapters.remove(key)
-                raise
-        self._trials[key] = trial
+        if resume_from is None:
+            self._add(key, options, None)
+            return
+        check_resumable(resume_from, options, self._dataset.digest)
+        trial = self._add(key, options, resume_from / ADAPTER_FOLDER)
+        try:
+            load_trial(trial, resume_from)
+        except ValueError:
+            self.remove(key)
+            raise
         if trial.progress.end is not None:
             self._resumed_at_end.add(key)
 
@@ -101,22 +100,35 @@ class Engine:
         self._get(key)
         del self._trials[key]
         self._resumed_at_end.discard(key)
-        self._adapters.remove(key)
+        self._weights.remove(key)
 
     def save(self, key: int, folder: Path) -> None:
-        trial = self._get(key)
-        config = self._adapters.config(trial.options)
-        save_trial(trial, config, self._dataset.digest, folder)
+        save_trial(self._get(key), self._weights, self._dataset.digest, folder)
 
     def evaluate(self, options: LoraOptions, adapter: Path | None) -> dict[str, float]:
-        self.add(_VISITOR, options, None)
+        self._check_shared(options)
+        with self._weights.visited():
+            visitor = self._add(_VISITOR, options, adapter)
+            try:
+                return self._passes.validate(visitor, self._validation_batches)
+            finally:
+                self.remove(_VISITOR)
+
+    def _add(self, key: int, options: LoraOptions, saved: Path | None) -> Trial:
+        """Make a trial at its beginning, with the weights of a saved one where given."""
+        order = self._order(options)
+        schedule = Schedule(options, order.steps_per_epoch)
+        rate = LearningRate(options, schedule.num_steps)
+        max_loss = options.max_loss or DIVERGED_LOSS_FACTOR * self._base.uniform_loss
+        scaler = self._make_scaler()
+        parameters = self._weights.add(key, options, saved)
         try:
-            visitor = self._trials[_VISITOR]
-            if adapter is not None:
-                load_adapter(visitor, adapter)
-            return self._passes.validate(visitor, self._validation_batches)
-        finally:
-            self.remove(_VISITOR)
+            trial = Trial(key, options, order, schedule, rate, parameters, max_loss, scaler)
+        except ValueError:
+            self._weights.remove(key)
+            raise
+        self._trials[key] = trial
+        return trial
 
     def _finish_step(self, trial: Trial, outcome: StepLoss | PassFailed) -> Report | None:
         """Update a trial's weights and validate if it is due; return the report this makes."""

@@ -1,4 +1,4 @@
-"""Full weights from a base model and an adapter: what serves without PEFT."""
+"""Full weights from a base model and what a trial trained: what serves without PEFT."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from peft import PeftModel
 
 from trainers.lora.base_model import load_base_model, load_tokenizer
+from trainers.lora.full_weights import save_model
 from trainers.lora.options import LoraOptions
 
 
@@ -14,6 +15,7 @@ def merge_adapter(options: LoraOptions, adapter: Path, folder: Path) -> None:
     """Write the model with the adapter added to its weights, and its tokenizer.
 
     A base that was quantized for training is loaded unquantized: the sum does not fit into 4 bits.
+    Fully trained weights are whole already, and are written in the type that the options name.
 
     Args:
         options: Name the base model and its dtype.
@@ -23,10 +25,12 @@ def merge_adapter(options: LoraOptions, adapter: Path, folder: Path) -> None:
     Raises:
         ValueError: The base model cannot be loaded.
     """
-    whole = options.model_copy(update={"quantization_bit": None})
-    base = load_base_model(whole, "cpu")
-    merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
-    if hasattr(merged.config, "quantization_config"):  # of a GGUF file; save_pretrained refuses it
-        del merged.config.quantization_config
-    merged.save_pretrained(folder)
-    load_tokenizer(whole).save_pretrained(folder)
+    changes: dict[str, object] = {"quantization_bit": None, "device_map": None}
+    if options.finetuning_type == "full":
+        trained = {"model_name_or_path": str(adapter), "model_revision": None}
+        changes |= {**trained, "finetuning_type": "lora"}  # loads in dtype, not in float32
+    whole = options.model_copy(update=changes)
+    model = load_base_model(whole, "cpu").model
+    if options.finetuning_type == "lora":
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    save_model(model, load_tokenizer(whole), folder)

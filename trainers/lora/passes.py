@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainers.lora.adapters import AdapterPool
 from trainers.lora.base_model import BaseModel
 from trainers.lora.dataset import Batch, Dataset
 from trainers.lora.encoding import IGNORE_INDEX
+from trainers.lora.neftune import noisy_embeddings
 from trainers.lora.seeds import derive_seed
 from trainers.lora.trial import Trial
+from trainers.lora.weights import WeightPool
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class PassFailed:
 class Passes:
     """Runs trials through the base model, each with its own adapter."""
 
-    def __init__(self, base: BaseModel, adapters: AdapterPool, dataset: Dataset) -> None:
+    def __init__(self, base: BaseModel, weights: WeightPool, dataset: Dataset) -> None:
         self._base = base
-        self._adapters = adapters
+        self._weights = weights
         self._dataset = dataset
 
     def backward(self, trials: Sequence[Trial]) -> list[StepLoss | PassFailed]:
@@ -71,12 +72,13 @@ class Passes:
         step = trial.step + 1
         batches = [self._dataset.train_batch(rows) for rows in trial.order.micro_batches(step)]
         num_targets = sum(batch.num_targets for batch in batches)
-        self._adapters.activate(trial.key)
+        self._weights.activate(trial.key)
         self._base.model.train()
         loss = 0.0
         for index, batch in enumerate(batches):
             with self._random_stream(derive_seed(trial.options.seed, "dropout", step, index)):
-                logits_NV, targets_N = self._logits_at_targets(batch)
+                with self._noise(trial, step, index):
+                    logits_NV, targets_N = self._logits_at_targets(batch)
                 batch_loss = _sum_loss(logits_NV, targets_N) / num_targets
                 # In the stream too: checkpointed layers draw their dropout again going back.
                 trial.backward(batch_loss)
@@ -89,7 +91,7 @@ class Passes:
         """Return the trial's metrics on the whole validation set, as it is now."""
         start = time.perf_counter()
         loss, num_correct = 0.0, 0
-        self._adapters.activate(trial.key)
+        self._weights.activate(trial.key)
         with _evaluating(self._base.model):
             for batch in batches:
                 logits_NV, targets_N = self._logits_at_targets(batch)
@@ -132,6 +134,12 @@ class Passes:
         if self._base.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self._base.device.type, dtype=self._base.dtype)
+
+    def _noise(
+        self, trial: Trial, step: int, index: int
+    ) -> contextlib.AbstractContextManager[None]:
+        seed = derive_seed(trial.options.seed, "neftune", step, index)
+        return noisy_embeddings(self._base.model, trial.options.neftune_noise_alpha, seed)
 
     @contextlib.contextmanager
     def _random_stream(self, seed: int) -> Iterator[None]:

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from trainers.lora.adapters import Parameters
 from trainers.lora.learning_rate import LearningRate
 from trainers.lora.optimizer import make_optimizer, set_learning_rate
 from trainers.lora.options import LoraOptions
 from trainers.lora.order import DataOrder
 from trainers.lora.schedule import Schedule
+from trainers.lora.weights import Parameters
 from trainers.protocol import EndReason, Report, StepLine
 
 
@@ -134,6 +134,7 @@ class Trial:
         if not eval_loss <= self._max_loss:
             rate = self.learning_rate.at(self.step)
             return self._diverge(f"validation loss {eval_loss:.6g}", rate)
+        self.learning_rate.observe(eval_loss)
         metrics = {**metrics, "epoch": self.schedule.epoch(self.step)}
         self.progress.validation += 1
         self.progress.history.append(

@@ -13,21 +13,29 @@ from typing import ClassVar
 from pydantic import model_validator
 
 from trainers.lora.aliases import ALIASES, IGNORED, translate_values
-from trainers.lora.options import data, method, model, validation
+from trainers.lora.options import data, method, model, optimization, validation
 from trainers.lora.options.data import DataFormat, DataOptions
 from trainers.lora.options.method import ALL_LINEAR, MethodOptions
 from trainers.lora.options.model import ModelOptions
+from trainers.lora.options.optimization import OptimizationOptions
 from trainers.lora.options.validation import ValidationOptions
 from trainers.protocol import TrainerOptions
 
 __all__ = ["ALL_LINEAR", "DataFormat", "LoraOptions"]
 
 
-class LoraOptions(ValidationOptions, MethodOptions, DataOptions, ModelOptions, TrainerOptions):
+class LoraOptions(
+    ValidationOptions,
+    OptimizationOptions,
+    MethodOptions,
+    DataOptions,
+    ModelOptions,
+    TrainerOptions,
+):
     """Everything that one trial needs to know. Fields are read in the order of the groups."""
 
     shared: ClassVar[frozenset[str]] = (
-        model.SHARED | data.SHARED | method.SHARED | validation.SHARED
+        model.SHARED | data.SHARED | method.SHARED | optimization.SHARED | validation.SHARED
     )
     budget: ClassVar[frozenset[str]] = validation.BUDGET
     paths: ClassVar[frozenset[str]] = model.PATHS | data.PATHS
@@ -48,6 +56,20 @@ class LoraOptions(ValidationOptions, MethodOptions, DataOptions, ModelOptions, T
             raise ValueError(
                 f"give validation_file or val_size, got {given}: trials are compared by their "
                 f"loss on one validation set, as in 'val_size: 0.1'."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method_suits_model(self) -> LoraOptions:
+        if self.quantization_bit is not None and self.needs_own_base is not None:
+            raise ValueError(
+                f"{self.needs_own_base}, which cannot be done with quantization_bit: "
+                f"{self.quantization_bit}. Leave out quantization_bit, or train another way."
+            )
+        if self.loraplus_lr_ratio is not None and self.finetuning_type == "full":
+            raise ValueError(
+                f"loraplus_lr_ratio: {self.loraplus_lr_ratio} is a rate of adapters, and "
+                f"finetuning_type: full trains none. Leave it out."
             )
         return self
 
