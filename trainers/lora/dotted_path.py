@@ -31,7 +31,7 @@ def load_dotted_path(path: str, option: str) -> object:
     module_name, _, names = path.partition(":")
     try:
         found: object = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise ValueError(
             f"{option}: {path!r}: the module {module_name} cannot be imported "
             f"({type(error).__name__}: {error}). Run where it can be found, install its package in "

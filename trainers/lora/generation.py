@@ -1,6 +1,6 @@
 """Generates the model's answers to validation examples: greedy, in batches, of bounded length.
 
-Knows nothing of metrics, and leaves the model, its configs and the random state as they were.
+Knows nothing of metrics, leaves the model and its configs as they were, and draws no random number.
 """
 
 from __future__ import annotations
@@ -209,12 +209,12 @@ class Generator:
         model = self._base.model
         own_config = model.generation_config
         modes = [(module, module.training) for module in model.modules()]
-        devices = range(torch.cuda.device_count()) if self._base.device.type == "cuda" else ()
         model.generation_config = config
         model.eval()
         try:
-            with torch.random.fork_rng(devices=list(devices)):
-                yield
+            # Nothing is drawn. The global random state is not put back, as that would undo what
+            # another thread draws meanwhile.
+            yield
         finally:
             model.generation_config = own_config
             for module, was_training in modes:
