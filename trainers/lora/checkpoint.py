@@ -21,14 +21,16 @@ from torch import Tensor
 from trainers.lora.adapters import load_weights
 from trainers.lora.optimizer import load_state_tensors, state_tensors
 from trainers.lora.options import LoraOptions
-from trainers.lora.trial import Progress, Trial
+from trainers.lora.progress import Progress
+from trainers.lora.trial import Trial
 from trainers.protocol import ADAPTER_FOLDER, STATE_FOLDER
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """Raised when a saved state can no longer be read by older code."""
 
 _WEIGHTS = f"{ADAPTER_FOLDER}/adapter_model.safetensors"
 _OPTIMIZER = f"{STATE_FOLDER}/optimizer.safetensors"
+_BEST = f"{STATE_FOLDER}/best.safetensors"
 _STATE = f"{STATE_FOLDER}/state.json"
 
 _MAY_DIFFER = LoraOptions.paths | {"per_device_eval_batch_size"}
@@ -51,12 +53,15 @@ def save_trial(trial: Trial, config: LoraConfig, data_digest: str, folder: Path)
     save_file(_contiguous(weights), folder / _WEIGHTS, metadata={"format": "pt"})
     optimizer = state_tensors(trial.optimizer, trial.parameters)
     save_file(_contiguous(optimizer), folder / _OPTIMIZER)
+    if trial.best_weights is not None:
+        save_file(_contiguous(trial.best_weights), folder / _BEST)
     state = {
         "format": STATE_FORMAT,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "options": trial.options.model_dump(mode="json"),
         "data_digest": data_digest,
         "progress": trial.progress.as_json(),
+        "callbacks": None if trial.callbacks is None else trial.callbacks.state(),
         "scaler": None if trial.scaler is None else trial.scaler.state_dict(),
     }
     text = json.dumps(state, indent=2)
@@ -94,6 +99,12 @@ def load_trial(trial: Trial, folder: Path) -> None:
     load_weights(trial.parameters, _read_tensors(folder / _WEIGHTS))
     load_state_tensors(trial.optimizer, trial.parameters, _read_tensors(folder / _OPTIMIZER))
     trial.progress = Progress(**state["progress"])
+    if (folder / _BEST).exists():
+        device = next(iter(trial.parameters.values())).device
+        best = _read_tensors(folder / _BEST)
+        trial.best_weights = {name: tensor.to(device) for name, tensor in best.items()}
+    if trial.callbacks is not None:
+        trial.callbacks.load_state(state["callbacks"])
     if trial.scaler is not None:
         trial.scaler.load_state_dict(state["scaler"])
 

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from trainers.lora.aliases import ALIASES, IGNORED, translate_values
+from trainers.lora.metrics import reported_names
 from trainers.lora.options import data, method, model, stopping, validation
 from trainers.lora.options.data import DataFormat, DataOptions
 from trainers.lora.options.method import ALL_LINEAR, MethodOptions
@@ -81,7 +82,8 @@ class LoraOptions(
         names |= {"eval_loss", "perplexity", "eval_token_accuracy", "eval_runtime"}
         if self.eval_first_pass_samples is not None:
             names.add("eval_first_pass_loss")
-        return frozenset(names)
+        of_answers = reported_names(self.answer_metrics)
+        return None if of_answers is None else frozenset(names | of_answers)
 
     def pruning_problem(self) -> str | None:
         if not self.validates:

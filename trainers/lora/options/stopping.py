@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 from pydantic import (
@@ -16,10 +15,9 @@ from pydantic import (
     PositiveInt,
 )
 
-SHARED = frozenset({"callbacks"})
+from trainers.lora.metrics import greater_is_better
 
-LOWER_IS_BETTER = ("loss", "perplexity", "repetition", "runtime")
-"""Endings of the metrics that are better when lower; all others are better when higher."""
+SHARED = frozenset({"callbacks"})
 
 
 def _check_path(value: str | dict[str, JsonValue]) -> str | dict[str, JsonValue]:
@@ -55,8 +53,8 @@ class StoppingOptions(BaseModel):
     )
     greater_is_better: bool | None = Field(
         None,
-        description="Whether more of metric_for_best_model is better. null: less of a loss, a "
-        "perplexity, a repetition or a runtime, more of anything else.",
+        description="Whether more of metric_for_best_model is better. null: by its name; less of a "
+        "loss or a perplexity, more of an accuracy.",
     )
     early_stopping_patience: PositiveInt | None = Field(
         None,
@@ -90,15 +88,13 @@ class StoppingOptions(BaseModel):
         "as a mapping with that as path and the constructor's arguments.",
     )
 
-    def is_better(self, value: float, best: float, metric: str, threshold: float = 0.0) -> bool:
+    def is_better(self, value: float, best: float, metric: str, threshold: float) -> bool:
         """Return whether a value of the metric is better than the best by more than a threshold."""
-        if math.isnan(value):
-            return False
         gain = value - best if self.is_greater_better(metric) else best - value
-        return gain > threshold or math.isnan(best)
+        return gain > threshold
 
     def is_greater_better(self, metric: str) -> bool:
         """Return whether more of a metric is better, as said or by its name."""
         if self.greater_is_better is not None:
             return self.greater_is_better
-        return not metric.endswith(LOWER_IS_BETTER)
+        return greater_is_better(metric)

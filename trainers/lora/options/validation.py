@@ -11,11 +11,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
+
+from trainers.lora.metrics import BleuTokenizer, check_metric_names
 
 SHARED = frozenset(
     {
@@ -29,6 +31,7 @@ SHARED = frozenset(
         "predict_with_generate",
         "eval_metrics",
         "max_new_tokens",
+        "bleu_tokenize",
         "eval_generate_max_samples",
     }
 )
@@ -123,7 +126,11 @@ class ValidationOptions(BaseModel):
         "length, classification, or your own as my_package.my_module:function.",
     )
     max_new_tokens: PositiveInt = Field(
-        128, description="Longest generated answer, in tokens.", 
+        128,
+        description="Longest generated answer, in tokens.",
+    )
+    bleu_tokenize: BleuTokenizer = Field(
+        "13a", description="How sacrebleu splits answers into words for bleu; zh for Chinese."
     )
     eval_generate_max_samples: PositiveInt | None = Field(
         64, description="Generate answers to at most this many examples; null: to all."
@@ -142,9 +149,27 @@ class ValidationOptions(BaseModel):
     )
 
     @property
+    def eval_pool_size(self) -> int | None:
+        """How many examples validations are taken from; None: all that the data has."""
+        return None if self.eval_set == "rotating" else self.eval_max_samples
+
+    @property
     def generates(self) -> bool:
         """Whether validations generate answers."""
-        return self.predict_with_generate or bool(self.eval_metrics)
+        return bool(self.answer_metrics)
+
+    @property
+    def answer_metrics(self) -> tuple[str, ...]:
+        """The metrics of generated answers, by their names as options."""
+        if self.eval_metrics or not self.predict_with_generate:
+            return self.eval_metrics
+        return ("exact_match", "bleu", "rouge")
+
+    @field_validator("eval_metrics")
+    @classmethod
+    def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        check_metric_names(names)
+        return names
 
     @model_validator(mode="after")
     def _a_window_to_rotate(self) -> ValidationOptions:
