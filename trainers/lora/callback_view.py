@@ -56,7 +56,7 @@ def training_arguments(
         "greater_is_better": options.is_greater_better(options.best_metric),
     }
     arguments = TrialArguments(**{name: given[name] for name in given if name in names})
-    arguments._trial_device = device
+    arguments._trial_device, arguments._n_gpu = device, int(device.type != "cpu")
     # Not as arguments: those are refused where the device only emulates the type.
     arguments.bf16, arguments.fp16 = dtype == torch.bfloat16, dtype == torch.float16
     return arguments

@@ -32,7 +32,7 @@ REPORTED: Mapping[str, tuple[str, ...]] = {
 BleuTokenizer = Literal["13a", "intl", "zh", "char", "none"]
 """Those of sacrebleu that need no further package and no download."""
 
-_LOWER_IS_BETTER = ("loss", "perplexity", "repetition")
+_LOWER_IS_BETTER = ("loss", "perplexity", "repetition", "runtime")
 
 
 def check_metric_names(names: Sequence[str]) -> None:
@@ -61,8 +61,7 @@ def reported_names(names: Sequence[str]) -> frozenset[str] | None:
 def greater_is_better(name: str) -> bool:
     """Return whether a reported metric, of answers or not, is better when it is greater.
 
-    Of unknown names those that end in ``loss``, ``perplexity`` or ``repetition`` are better when
-    lower; transformers has the same rule with ``loss`` alone.
+    It goes by the name's ending, as transformers does, which knows of ``loss`` alone.
     """
     return not name.endswith(_LOWER_IS_BETTER)
 
