@@ -157,7 +157,7 @@ def test_an_axolotl_file_is_understood() -> None:
         ({"stage": "dpo"}, "'dpo' is not supported, only 'sft'"),
         ({"do_train": False}, "A trial always trains"),
         ({"warmup_ratio": 10}, "Give a number of steps as warmup_steps"),
-        ({"eval_strategy": "epoch"}, "eval_steps: 0.2"),
+        ({"do_eval": "maybe"}, "do_eval must be true or false"),
         ({"dataset": "a,b"}, "exactly one dataset"),
         ({"dataset": "a", "dataset_dir": "/nowhere"}, "/nowhere/dataset_info.json"),
         ({"packing": True}, "padded, not packed"),

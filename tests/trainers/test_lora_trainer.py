@@ -16,7 +16,7 @@ from trainers.protocol import Report
 
 Options = dict[str, object]
 
-TIMES = ("seconds", "tokens_per_second", "eval_runtime")
+TIMES = ("seconds", "tokens_per_second", "eval_runtime", "process_memory_gib")
 
 A: Options = {"learning_rate": 3e-3, "max_steps": 6, "eval_steps": 2, "lora_dropout": 0.1}
 B: Options = {**A, "seed": 7, "lora_r": 8, "per_device_train_batch_size": 3}
@@ -346,7 +346,7 @@ def test_4bit_trains_and_a_validation_does_not_change_gradients(fixed: Options) 
     run.advance(4)
     before = gradients(run)
     engine = run.trainer._engine
-    engine._passes.validate(engine._trials[0], engine._validation_batches)
+    engine._course._measure(engine._trials[0])
     after = gradients(run)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     run.advance(6)

@@ -32,6 +32,7 @@ ALIASES: Mapping[str, str] = {
     "micro_batch_size": "per_device_train_batch_size",
     "num_epochs": "num_train_epochs",
     "lora_target_modules": "target_modules",
+    "eval_max_new_tokens": "max_new_tokens",
     "lr_scheduler": "lr_scheduler_type",
     "optimizer": "optim",
     "peft_use_dora": "use_dora",
@@ -49,7 +50,6 @@ IGNORED: Mapping[str, str] = {
     "output_dir": _STUDY_WRITES,
     "overwrite_output_dir": _STUDY_WRITES,
     "logging_dir": _STUDY_WRITES,
-    "logging_steps": "every step is logged",
     "plot_loss": "the dashboard plots",
     "report_to": _STUDY_WRITES,
     "run_name": _STUDY_WRITES,
@@ -58,7 +58,6 @@ IGNORED: Mapping[str, str] = {
     "save_total_limit": _STUDY_SAVES,
     "save_only_model": _STUDY_SAVES,
     "save_safetensors": _STUDY_SAVES,
-    "load_best_model_at_end": _STUDY_SAVES,
     "resume_from_checkpoint": "a study resumes by its name",
     "overwrite_cache": _OWN_LOADER,
     "preprocessing_num_workers": _OWN_LOADER,
@@ -72,9 +71,7 @@ IGNORED: Mapping[str, str] = {
 _ONLY_VALUE: Mapping[str, tuple[tuple[object, ...], str]] = {
     "stage": (("sft",), "Only supervised fine-tuning is trained here."),
     "do_train": ((True,), "A trial always trains."),
-    "do_eval": ((True,), "A trial always validates: give val_size or validation_file."),
     "do_predict": ((False,), "Leave it out."),
-    "predict_with_generate": ((False,), "Leave it out: validations measure the loss."),
     "train_on_prompt": ((False,), "The loss is taken on the answers only."),
     "mask_history": ((False,), "The loss is taken on all answers of a conversation."),
     "packing": ((False, None), "Examples are padded, not packed."),
@@ -103,7 +100,7 @@ def translate_values(given: Mapping[str, object]) -> dict[str, object]:
         if name in IGNORED or name == "dataset_dir":
             continue
         for target, new_value in _translate(name, value, given).items():
-            if target in translated:
+            if target in translated and translated[target] != new_value:
                 raise ValueError(
                     f"{name!r} and {source[target]!r} are the same option: give only one of them."
                 )
@@ -189,13 +186,14 @@ def _warmup_ratio(value: object) -> dict[str, object]:
     return {"warmup_ratio": value}
 
 
+def _do_eval(value: object) -> dict[str, object]:
+    if not isinstance(value, bool):
+        raise ValueError(f"do_eval must be true or false, got {value!r}.")
+    return {} if value else {"eval_strategy": "no"}
+
+
 def _eval_strategy(value: object) -> dict[str, object]:
-    if value != "steps":
-        raise ValueError(
-            f"eval_strategy: {value!r} is not supported, only 'steps'. Say when to validate by "
-            f"eval_steps; below 1 it is a fraction of the trial, as in 'eval_steps: 0.2'."
-        )
-    return {}
+    return {"eval_strategy": "no" if value is False else value}  # YAML 1.1 reads no as false
 
 
 _TRANSLATORS: Mapping[str, Callable[[object], dict[str, object]]] = {
@@ -208,6 +206,7 @@ _TRANSLATORS: Mapping[str, Callable[[object], dict[str, object]]] = {
     "adapter": _axolotl_adapter,
     "flash_attn": _flash_attn,
     "warmup_ratio": _warmup_ratio,
+    "do_eval": _do_eval,
     "eval_strategy": _eval_strategy,
     "evaluation_strategy": _eval_strategy,
 }

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from trainers.lora.optimizer import load_state, state_tensors, state_values
 from trainers.lora.options import LoraOptions
-from trainers.lora.trial import Progress, Trial
+from trainers.lora.progress import Progress
+from trainers.lora.trial import Trial
 from trainers.lora.weights import WeightPool, contiguous, read_tensors
 from trainers.protocol import ADAPTER_FOLDER, STATE_FOLDER
 
@@ -24,6 +25,7 @@ STATE_FORMAT = 2
 
 _READABLE = (1, 2)
 _OPTIMIZER = f"{STATE_FOLDER}/optimizer.safetensors"
+_BEST = f"{STATE_FOLDER}/best.safetensors"
 _STATE = f"{STATE_FOLDER}/state.json"
 
 _MAY_DIFFER = LoraOptions.paths | {"per_device_eval_batch_size"}
@@ -43,6 +45,8 @@ def save_trial(trial: Trial, weights: WeightPool, data_digest: str, folder: Path
     weights.save(trial.key, folder / ADAPTER_FOLDER)
     optimizer = state_tensors(trial.optimizer, trial.parameters)
     save_file(contiguous(optimizer), folder / _OPTIMIZER)
+    if trial.best_weights is not None:
+        save_file(contiguous(trial.best_weights), folder / _BEST)
     state = {
         "format": STATE_FORMAT,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
@@ -51,6 +55,7 @@ def save_trial(trial: Trial, weights: WeightPool, data_digest: str, folder: Path
         "progress": trial.progress.as_json(),
         "optimizer": state_values(trial.optimizer, trial.parameters),
         "learning_rate": trial.learning_rate.state(),
+        "callbacks": None if trial.callbacks is None else trial.callbacks.state(),
         "scaler": None if trial.scaler is None else trial.scaler.state_dict(),
     }
     text = json.dumps(state, indent=2)
@@ -95,6 +100,12 @@ def load_trial(trial: Trial, folder: Path) -> None:
     load_state(trial.optimizer, trial.parameters, tensors, state.get("optimizer", {}))
     trial.learning_rate.load_state(state.get("learning_rate", {}))
     trial.progress = Progress(**state["progress"])
+    if (folder / _BEST).exists():
+        device = next(iter(trial.parameters.values())).device
+        best = read_tensors(folder / _BEST)
+        trial.best_weights = {name: tensor.to(device) for name, tensor in best.items()}
+    if trial.callbacks is not None:
+        trial.callbacks.load_state(state["callbacks"])
     if trial.scaler is not None:
         trial.scaler.load_state_dict(state["scaler"])
 

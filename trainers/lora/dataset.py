@@ -82,13 +82,9 @@ class Dataset:
         """Return these training examples as one batch."""
         return self._collate([self.train[index] for index in indices])
 
-    def validation_batches(self, batch_size: int) -> list[Batch]:
-        """Return the whole validation set, rows of like length together to save padding."""
-        by_length = sorted(self.validation, key=lambda example: -len(example.input_ids))
-        return [
-            self._collate(by_length[start : start + batch_size])
-            for start in range(0, len(by_length), batch_size)
-        ]
+    def validation_batch(self, indices: Sequence[int]) -> Batch:
+        """Return these validation examples as one batch."""
+        return self._collate([self.validation[index] for index in indices])
 
     def _collate(self, examples: Sequence[Example]) -> Batch:
         longest = max(len(example.input_ids) for example in examples)
@@ -125,8 +121,11 @@ def load_dataset(options: LoraOptions, encoder: Encoder, pad_token_id: int) -> D
             "'### Instruction: ... ### Response: ...'"
         )
     train, train_notes = _encode("training", train_samples, encoder, options.max_length)
-    evaluation, eval_notes = _encode("validation", eval_samples, encoder, options.max_length)
-    notes += train_notes + eval_notes
+    notes += train_notes
+    evaluation: list[Example] = []
+    if eval_samples:  # there are none where nothing is validated
+        evaluation, eval_notes = _encode("validation", eval_samples, encoder, options.max_length)
+        notes += eval_notes
     return Dataset(train, evaluation, notes, pad_token_id, options.max_length)
 
 
@@ -139,14 +138,15 @@ def _split(options: LoraOptions) -> tuple[list[Sample], list[Sample]]:
         eval_path = Path(options.validation_file).expanduser()
         eval_pool = read_samples(read_records(eval_path), options.data_format)
         eval_order = _shuffled(len(eval_pool), options.data_seed)
+    elif options.val_size is None:
+        eval_pool, eval_order = [], []  # nothing is validated
     else:
-        assert options.val_size is not None, "the options ask for one of the two"
         num_eval = _num_validation_samples(options.val_size, len(samples), train_path)
         eval_pool, eval_order = samples, train_order[:num_eval]
         train_order = train_order[num_eval:]
     return (
         [samples[index] for index in sorted(train_order[: options.max_train_samples])],
-        [eval_pool[index] for index in sorted(eval_order[: options.eval_max_samples])],
+        [eval_pool[index] for index in sorted(eval_order[: options.eval_pool_size])],
     )
 
 

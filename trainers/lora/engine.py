@@ -5,23 +5,34 @@ Imports torch; ``trainers.lora.LoraTrainer`` is the way in that does not.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from trainers.lora import step_log
 from trainers.lora.adapters import AdapterPool
-from trainers.lora.base_model import load_base_model, load_tokenizer
+from trainers.lora.base_model import BaseModel, load_base_model, load_tokenizer
+from trainers.lora.callbacks import TrialCallbacks
 from trainers.lora.checkpoint import check_resumable, load_trial, save_trial
-from trainers.lora.dataset import load_dataset
+from trainers.lora.course import Course
+from trainers.lora.dataset import Dataset, load_dataset
 from trainers.lora.encoding import Encoder
+from trainers.lora.eval_sets import EvalSets
 from trainers.lora.full_weights import FullWeights
+from trainers.lora.generation import Generator
 from trainers.lora.learning_rate import LearningRate
 from trainers.lora.options import LoraOptions
 from trainers.lora.order import DataOrder
 from trainers.lora.passes import Passes, PassFailed, StepLoss, describe
+from trainers.lora.results import Results
 from trainers.lora.schedule import Schedule
+from trainers.lora.side import IN_TURN, SideValidator, side_model
+from trainers.lora.snapshots import as_it_was
 from trainers.lora.trial import Trial
-from trainers.lora.weights import WeightPool
+from trainers.lora.validation import Validator
+from trainers.lora.weights import Parameters, WeightPool
 from trainers.protocol import ADAPTER_FOLDER, Plan, Report
 
 DIVERGED_LOSS_FACTOR = 2.0
@@ -36,20 +47,18 @@ class Engine:
 
     def __init__(self, fixed: LoraOptions, device: str) -> None:
         # Data first: its mistakes are the most frequent, and a large model takes minutes.
-        tokenizer = load_tokenizer(fixed)
-        encoder = Encoder(tokenizer, fixed.max_length, fixed.default_system)
-        self._dataset = load_dataset(fixed, encoder, _pad_token_id(tokenizer))
+        self._tokenizer = load_tokenizer(fixed)
+        encoder = Encoder(self._tokenizer, fixed.max_length, fixed.default_system)
+        self._dataset = load_dataset(fixed, encoder, _pad_token_id(self._tokenizer))
         self._base = load_base_model(fixed, device)
         self._fixed = fixed
-        self._weights: WeightPool
-        if fixed.finetuning_type == "full":
-            self._weights = FullWeights(self._base, tokenizer)
-        else:
-            self._weights = AdapterPool(self._base)
+        side = side_model(self._base, fixed) if fixed.eval_async else None  # before any adapter
+        self._notes = [*self._base.notes, *self._dataset.notes, *self._validation_notes(side)]
+        self._sets = EvalSets(fixed, _validation_sets(self._dataset))
+        self._weights = self._make_weights()
         self._passes = Passes(self._base, self._weights, self._dataset)
-        self._validation_batches = self._dataset.validation_batches(
-            fixed.per_device_eval_batch_size
-        )
+        self._validator = self._make_validator(self._base, self._passes)
+        self._course = Course(self._validator, self._make_side(side))
         self._trials: dict[int, Trial] = {}
         self._resumed_at_end: set[int] = set()
 
@@ -62,85 +71,172 @@ class Engine:
             num_steps=schedule.num_steps,
             num_validations=len(schedule.validation_steps),
             num_trainable_parameters=self._weights.num_parameters(options),
-            notes=self._base.notes + self._dataset.notes,
+            notes=tuple(self._notes),
         )
 
     def add(self, key: int, options: LoraOptions, resume_from: Path | None) -> None:
-        if key in self._trials:
-            raise ValueError(f"trial {key} is on this trainer already. Remove it first.")
-        self._check_shared(options)
-        if resume_from is None:
-            self._add(key, options, None)
-            return
-        check_resumable(resume_from, options, self._dataset.digest)
-        trial = self._add(key, options, resume_from / ADAPTER_FOLDER)
-        try:
-            load_trial(trial, resume_from)
-        except ValueError:
-            self.remove(key)
-            raise
+        trial = self._make_trial(key, options, resume_from)
+        self._course.add(trial)
+        self._trials[key] = trial
         if trial.progress.end is not None:
             self._resumed_at_end.add(key)
 
     def advance(self) -> list[Report]:
+        self._course.begin_round()
         reports = [self._trials[key].repeat_end() for key in sorted(self._resumed_at_end)]
         self._resumed_at_end.clear()
-        active = [trial for trial in self._trials.values() if trial.progress.end is None]
-        outcomes = self._passes.backward(active)
-        for trial, outcome in zip(active, outcomes, strict=True):
-            report = self._finish_step(trial, outcome)
-            if report is not None:
-                reports.append(report)
+        ready = []
+        for trial in self._active():
+            report = self._guarded(self._course.before_step, trial)
+            reports += [report] if report is not None else []
+            if self._course.may_step(trial, report):
+                ready.append(trial)
+        if not ready and not reports:
+            self._course.wait_for_any()
+        reports += self._step(ready)
         return reports
 
     def step(self, key: int) -> int:
-        return self._get(key).progress.step
+        trial = self._get(key)
+        snapshot = self._course.state_to_save(trial)
+        return trial.step if snapshot is None else snapshot.step
 
     def remove(self, key: int) -> None:
         self._get(key)
+        self._course.remove(key)
+        self._leave(key)
+
+    def save(self, key: int, folder: Path) -> None:
+        trial = self._get(key)
+        with as_it_was(trial, self._course.state_to_save(trial)):
+            save_trial(trial, self._weights, self._dataset.digest, folder)
+
+    def evaluate(self, options: LoraOptions, adapter: Path | None) -> dict[str, float]:
+        self._check_shared(options)
+        schedule = Schedule(options, self._order(options).steps_per_epoch)
+        with self._weights.visited():
+            self._weights.add(_VISITOR, options, adapter)
+            try:
+                parts = self._sets.final(len(schedule.validation_steps))
+                return dict(self._validator.validate(_VISITOR, parts, Results()).metrics)
+            finally:
+                self._weights.remove(_VISITOR)
+
+    def _active(self) -> list[Trial]:
+        return [trial for trial in self._trials.values() if trial.progress.end is None]
+
+    def _step(self, trials: Sequence[Trial]) -> list[Report]:
+        """Do one step of these trials; return the reports that this made."""
+        begun = [self._guarded(self._course.begin_step, trial) for trial in trials]
+        reports = [report for report in begun if report is not None]
+        trials = [trial for trial in trials if trial.progress.end is None]
+        for trial, outcome in zip(trials, self._passes.backward(trials), strict=True):
+            report = self._guarded(partial(self._finish_step, outcome), trial)
+            reports += [report] if report is not None else []
+        return reports
+
+    def _finish_step(self, outcome: StepLoss | PassFailed, trial: Trial) -> Report | None:
+        """Update a trial's weights, and do what is due after it; return the report this makes."""
+        if isinstance(outcome, PassFailed):
+            return trial.fail(outcome.message)
+        memory = step_log.memory(self._base.device)
+        diverged = trial.update(outcome.loss, outcome.num_tokens, outcome.seconds, memory)
+        return diverged or self._course.after_step(trial)
+
+    def _guarded(self, act: Callable[[Trial], Report | None], trial: Trial) -> Report | None:
+        """Let an error become this trial's report; the others go on."""
+        try:
+            return act(trial)
+        except Exception as error:
+            return trial.fail(describe(error))
+
+    def _make_trial(self, key: int, options: LoraOptions, resume_from: Path | None) -> Trial:
+        """Return a trial whose weights are in the pool; leave none there if it cannot be made."""
+        if key in self._trials:
+            raise ValueError(f"trial {key} is on this trainer already. Remove it first.")
+        self._check_shared(options)
+        saved = None
+        if resume_from is not None:
+            check_resumable(resume_from, options, self._dataset.digest)
+            saved = resume_from / ADAPTER_FOLDER
+        order = self._order(options)
+        schedule = Schedule(options, order.steps_per_epoch)
+        rate = LearningRate(options, schedule.num_steps)
+        parameters = self._weights.add(key, options, saved)
+        try:
+            callbacks = self._callbacks(options, schedule, parameters)
+            trial = Trial(
+                key=key,
+                options=options,
+                order=order,
+                schedule=schedule,
+                learning_rate=rate,
+                parameters=parameters,
+                max_loss=options.max_loss or DIVERGED_LOSS_FACTOR * self._base.uniform_loss,
+                scaler=self._make_scaler(),
+                callbacks=callbacks,
+                where=self._where,
+                notes=[*self._notes, *(callbacks.notes if callbacks is not None else ())],
+            )
+            if resume_from is not None:
+                load_trial(trial, resume_from)
+        except ValueError:
+            self._weights.remove(key)
+            raise
+        return trial
+
+    def _leave(self, key: int) -> None:
         del self._trials[key]
         self._resumed_at_end.discard(key)
         self._weights.remove(key)
 
-    def save(self, key: int, folder: Path) -> None:
-        save_trial(self._get(key), self._weights, self._dataset.digest, folder)
+    def _callbacks(
+        self, options: LoraOptions, schedule: Schedule, parameters: Parameters
+    ) -> TrialCallbacks | None:
+        if not options.callbacks:
+            return None
+        return TrialCallbacks(
+            options.callbacks,
+            options,
+            schedule.num_steps,
+            schedule.steps_per_epoch,
+            parameters,
+            self._base.model.config,
+            self._base.device,
+            self._tokenizer,
+        )
 
-    def evaluate(self, options: LoraOptions, adapter: Path | None) -> dict[str, float]:
-        self._check_shared(options)
-        with self._weights.visited():
-            visitor = self._add(_VISITOR, options, adapter)
-            try:
-                return self._passes.validate(visitor, self._validation_batches)
-            finally:
-                self.remove(_VISITOR)
+    def _make_weights(self) -> WeightPool:
+        if self._fixed.finetuning_type == "full":
+            return FullWeights(self._base, self._tokenizer)
+        return AdapterPool(self._base)
 
-    def _add(self, key: int, options: LoraOptions, saved: Path | None) -> Trial:
-        """Make a trial at its beginning, with the weights of a saved one where given."""
-        order = self._order(options)
-        schedule = Schedule(options, order.steps_per_epoch)
-        rate = LearningRate(options, schedule.num_steps)
-        max_loss = options.max_loss or DIVERGED_LOSS_FACTOR * self._base.uniform_loss
-        scaler = self._make_scaler()
-        parameters = self._weights.add(key, options, saved)
-        try:
-            trial = Trial(key, options, order, schedule, rate, parameters, max_loss, scaler)
-        except ValueError:
-            self._weights.remove(key)
-            raise
-        self._trials[key] = trial
-        return trial
+    def _make_validator(self, base: BaseModel, passes: Passes) -> Validator:
+        generator = Generator(base, self._tokenizer)
+        return Validator(self._fixed, self._dataset, self._sets, passes, generator)
 
-    def _finish_step(self, trial: Trial, outcome: StepLoss | PassFailed) -> Report | None:
-        """Update a trial's weights and validate if it is due; return the report this makes."""
-        if isinstance(outcome, PassFailed):
-            return trial.fail(outcome.message)
-        try:
-            diverged = trial.update(outcome.loss, outcome.num_tokens, outcome.seconds)
-            if diverged is not None or not trial.is_validation_due:
-                return diverged
-            return trial.validated(self._passes.validate(trial, self._validation_batches))
-        except Exception as error:  # becomes this trial's report; the others go on
-            return trial.fail(describe(error))
+    def _make_side(self, base: BaseModel | None) -> SideValidator | None:
+        if base is None:
+            return None
+        adapters = AdapterPool(base)
+        passes = Passes(base, adapters, self._dataset)
+        return SideValidator(self._make_validator(base, passes), adapters)
+
+    def _validation_notes(self, side: BaseModel | None) -> list[str]:
+        notes = []
+        if self._fixed.eval_async and side is None:
+            notes.append(IN_TURN)
+        if not self._fixed.validates and self._dataset.validation:
+            notes.append(
+                f"eval_strategy: no: the {len(self._dataset.validation)} validation examples are "
+                f"not trained on, and not used"
+            )
+        return notes
+
+    def _where(self, rows: Sequence[int]) -> Sequence[str]:
+        """Return where training examples come from, if the dataset knows."""
+        where: Callable[[Sequence[int]], Sequence[str]] = getattr(self._dataset, "where", _numbers)
+        return where(rows)
 
     def _order(self, options: LoraOptions) -> DataOrder:
         return DataOrder(options, len(self._dataset.train))
@@ -164,6 +260,15 @@ class Engine:
             present = ", ".join(map(str, self._trials)) or "none"
             raise KeyError(f"trial {key} is not on this trainer. Present: {present}.")
         return self._trials[key]
+
+
+def _validation_sets(dataset: Dataset) -> Mapping[str, Sequence[int]]:
+    whole = {"": range(len(dataset.validation))}
+    return getattr(dataset, "validation_sets", whole)
+
+
+def _numbers(rows: Sequence[int]) -> list[str]:
+    return [f"row {row}" for row in rows]
 
 
 def _pad_token_id(tokenizer: object) -> int:

@@ -72,6 +72,9 @@ class LearningRate:
         options, num_steps = self._options, self._num_steps
         warmup, arguments = options.warmup_steps, dict(options.lr_scheduler_kwargs)
         num_warmup_steps = math.ceil(warmup * num_steps) if 0 < warmup < 1 else int(warmup)
+        if self._is_by_validation:
+            more_is_better = options.is_greater_better(options.best_metric)
+            arguments.setdefault("mode", "max" if more_is_better else "min")
         length: int | None = num_steps
         if options.lr_scheduler_type == "warmup_stable_decay":
             num_decay_steps = arguments["num_decay_steps"]

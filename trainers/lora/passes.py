@@ -1,4 +1,4 @@
-"""Forward and backward passes: the gradients of a training step, and a validation.
+"""Forward and backward passes: the gradients of a training step, and a validation's sums.
 
 Today one trial after the other. Whoever calls this sees several trials go in and one outcome
 for each come out, so that the inside can become one pass for all.
@@ -7,10 +7,9 @@ for each come out, so that the inside can become one pass for all.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from trainers.lora.base_model import BaseModel
 from trainers.lora.dataset import Batch, Dataset
 from trainers.lora.encoding import IGNORE_INDEX
 from trainers.lora.neftune import noisy_embeddings
+from trainers.lora.results import BatchSums
 from trainers.lora.seeds import derive_seed
 from trainers.lora.trial import Trial
 from trainers.lora.weights import WeightPool
@@ -86,25 +86,21 @@ class Passes:
         num_tokens = sum(batch.num_tokens for batch in batches)
         return StepLoss(loss, num_tokens, time.perf_counter() - start)
 
+    def activate(self, key: int) -> None:
+        """Let the base model compute with this trial's adapter."""
+        self._weights.activate(key)
+
     @torch.no_grad()  # not inference_mode: what layers cache here must be usable in training
-    def validate(self, trial: Trial, batches: Sequence[Batch]) -> dict[str, float]:
-        """Return the trial's metrics on the whole validation set, as it is now."""
-        start = time.perf_counter()
-        loss, num_correct = 0.0, 0
-        self._weights.activate(trial.key)
+    def measure(self, key: int, batches: Iterable[Batch]) -> list[BatchSums]:
+        """Return the sums of each batch under a trial's adapter as it is now."""
+        self.activate(key)
         with _evaluating(self._base.model):
-            for batch in batches:
-                logits_NV, targets_N = self._logits_at_targets(batch)
-                loss += _sum_loss(logits_NV, targets_N).item()
-                num_correct += int((logits_NV.argmax(-1) == targets_N).sum())
-        num_targets = sum(batch.num_targets for batch in batches)
-        loss /= num_targets
-        return {
-            "eval_loss": loss,
-            "perplexity": math.exp(loss) if loss < 700 else math.inf,
-            "eval_token_accuracy": num_correct / num_targets,
-            "eval_runtime": time.perf_counter() - start,
-        }
+            return [self._measure_one(batch) for batch in batches]
+
+    def _measure_one(self, batch: Batch) -> BatchSums:
+        logits_NV, targets_N = self._logits_at_targets(batch)
+        num_correct = int((logits_NV.argmax(-1) == targets_N).sum())
+        return BatchSums(_sum_loss(logits_NV, targets_N).item(), num_correct, batch.num_targets)
 
     def _logits_at_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits, shape (targets, vocabulary), and target ids, of the targets only.

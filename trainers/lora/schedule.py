@@ -14,12 +14,21 @@ class Schedule:
         num_steps: Optimizer steps of the full trial.
         steps_per_epoch: Optimizer steps of one pass over the training set.
         validation_steps: After which steps the trial validates, in order; the last one included.
+            Where nothing is validated, after which it reports.
+        logging_steps: Every so many steps one is logged.
     """
 
     def __init__(self, options: LoraOptions, steps_per_epoch: int) -> None:
         self.steps_per_epoch = steps_per_epoch
         self.num_steps = _num_steps(options, steps_per_epoch)
-        self.validation_steps = _validation_steps(options.eval_steps, self.num_steps)
+        if not options.is_scheduled:
+            self.validation_steps: tuple[int, ...] = (self.num_steps,)
+        elif options.eval_strategy == "epoch":
+            self.validation_steps = _validation_steps(steps_per_epoch, self.num_steps)
+        else:
+            self.validation_steps = _validation_steps(options.eval_steps, self.num_steps)
+        every = options.logging_steps
+        self.logging_steps = int(every) if every >= 1 else math.ceil(every * self.num_steps)
 
     def epoch(self, step: int) -> float:
         """Return how many passes over the training set ``step`` steps are."""

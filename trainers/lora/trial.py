@@ -6,47 +6,22 @@ Knows no other trial and no model: it is given gradients and metrics, and answer
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from trainers.lora.callbacks import TrialCallbacks
 from trainers.lora.learning_rate import LearningRate
 from trainers.lora.optimizer import make_optimizer, set_learning_rate
 from trainers.lora.options import LoraOptions
 from trainers.lora.order import DataOrder
+from trainers.lora.progress import Progress
+from trainers.lora.results import Results
 from trainers.lora.schedule import Schedule
+from trainers.lora.step_log import NUM_NORMS, is_jump
 from trainers.lora.weights import Parameters
-from trainers.protocol import EndReason, Report, StepLine
-
-
-@dataclass
-class Progress:
-    """How far a trial is: all of its state that is no tensor.
-
-    Attributes:
-        step: Optimizer steps done.
-        validation: Index of the newest validation, from 1; 0 before the first.
-        end: Why the trial is over; None while it goes on.
-        message: More about the end.
-        best_eval_loss: The lowest so far that early stopping counted; None before the first.
-        num_validations_without_gain: In a row, for early stopping.
-        step_lines: Since the newest report.
-        history: Every validation so far: its index, its step and its metrics.
-    """
-
-    step: int = 0
-    validation: int = 0
-    end: EndReason | None = None
-    message: str | None = None
-    best_eval_loss: float | None = None
-    num_validations_without_gain: int = 0
-    step_lines: list[StepLine] = field(default_factory=list)
-    history: list[dict[str, object]] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
+from trainers.protocol import EndReason, Report, Scalar, StepLine
 
 
 class Trial:
@@ -62,6 +37,11 @@ class Trial:
         optimizer: Over these weights, in their order.
         scaler: Scales the loss in float16, whose range gradients underflow; else None.
         progress: How far it is.
+        max_loss: A loss above it has diverged.
+        best_weights: Of its best validation, if it is to end with them.
+        results: What was computed with its weights as they are.
+        callbacks: The user's own, if any.
+        notes: Said with its next report.
     """
 
     def __init__(
@@ -73,8 +53,16 @@ class Trial:
         learning_rate: LearningRate,
         parameters: Parameters,
         max_loss: float,
+        where: Callable[[Sequence[int]], Sequence[str]],
         scaler: torch.amp.GradScaler | None = None,
+        callbacks: TrialCallbacks | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
+        """Make a trial at its beginning.
+
+        Args:
+            where: Names the places in the data files that training examples come from.
+        """
         self.key = key
         self.options = options
         self.order = order
@@ -84,7 +72,12 @@ class Trial:
         self.optimizer = make_optimizer(options, parameters)
         self.scaler = scaler
         self.progress = Progress()
-        self._max_loss = max_loss
+        self.max_loss = max_loss
+        self.best_weights: dict[str, Tensor] | None = None
+        self.results = Results()
+        self.callbacks = callbacks
+        self.notes = tuple(notes)
+        self._where = where
 
     @property
     def step(self) -> int:
@@ -92,31 +85,40 @@ class Trial:
         return self.progress.step
 
     @property
+    def is_last_step_done(self) -> bool:
+        return self.step >= self.schedule.num_steps
+
+    @property
+    def is_out_of_time(self) -> bool:
+        minutes = self.options.max_train_minutes
+        return minutes is not None and self.progress.seconds > 60 * minutes
+
+    @property
     def is_validation_due(self) -> bool:
-        return self.step in self.schedule.validation_steps
+        """Whether the schedule or the time limit asks for a validation that has not been made."""
+        is_asked = self.step in self.schedule.validation_steps or self.is_out_of_time
+        return is_asked and self.step > self.progress.validated_step
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one pass's loss to the trial's weights."""
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward()
 
-    def update(self, loss: float, num_tokens: int, seconds: float) -> Report | None:
+    def update(
+        self, loss: float, num_tokens: int, seconds: float, memory: Mapping[str, Scalar]
+    ) -> Report | None:
         """Finish a step whose gradients are in place; return a report if the trial diverged."""
+        self.progress.seconds += seconds
         learning_rate = self.learning_rate.at(self.step + 1)
-        if not loss <= self._max_loss:
-            return self._diverge(f"training loss {loss:.6g}", learning_rate)
+        if not loss <= self.max_loss:
+            return self.diverge(f"training loss {loss:.6g}", self.step + 1)
         set_learning_rate(self.optimizer, learning_rate)
         grad_norm = self._clip()
-        if self.scaler is not None:  # leaves out a step whose scaled gradients overflowed
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif math.isfinite(grad_norm):
-            self.optimizer.step()
-        else:
-            return self._diverge(f"gradient norm {grad_norm}", learning_rate)
-        self.optimizer.zero_grad()
+        if self.scaler is None and not math.isfinite(grad_norm):
+            return self.diverge(f"gradient norm {grad_norm}", self.step + 1)
+        self._optimize()
         self.progress.step += 1
-        line: StepLine = {
+        line: dict[str, Scalar] = {
             "step": self.step,
             "epoch": self.schedule.epoch(self.step),
             "loss": loss,
@@ -124,34 +126,52 @@ class Trial:
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens_per_second": num_tokens / seconds,
             "seconds": seconds,
+            **memory,
         }
+        norms = self.progress.grad_norms
+        if is_jump(grad_norm, norms, self.options.grad_norm_jump):
+            line["samples"] = self._rows(self.step)
+        if math.isfinite(grad_norm):
+            self.progress.grad_norms = [*norms, grad_norm][-NUM_NORMS:]
         self.progress.step_lines.append(line)
         return None
 
-    def validated(self, metrics: Mapping[str, float]) -> Report:
-        """Take in a validation's metrics; return the report, with the trial's end if it is one."""
-        eval_loss = metrics["eval_loss"]
-        if not eval_loss <= self._max_loss:
-            rate = self.learning_rate.at(self.step)
-            return self._diverge(f"validation loss {eval_loss:.6g}", rate)
-        self.learning_rate.observe(eval_loss)
-        metrics = {**metrics, "epoch": self.schedule.epoch(self.step)}
+    def log_validation(self, metrics: Mapping[str, float]) -> StepLine:
+        """Add a line for a validation that is no report; return it."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        epoch = self.schedule.epoch(self.step)
+        line: StepLine = {"step": self.step, "epoch": epoch, "extra_validation": True, **finite}
+        self.progress.step_lines.append(line)
+        return line
+
+    def end(self, reason: EndReason, message: str | None = None) -> None:
+        """Let no further step be done."""
+        self.progress.end, self.progress.message = reason, message
+
+    def report_validation(
+        self, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Scalar]] = ()
+    ) -> Report:
+        """Count a validation, and return its report, with the trial's end if it has one."""
         self.progress.validation += 1
         self.progress.history.append(
-            {"validation": self.progress.validation, "step": self.step, "metrics": metrics}
+            {"validation": self.progress.validation, "step": self.step, "metrics": dict(metrics)}
         )
-        if self._is_out_of_patience(eval_loss):
-            self.progress.end = "stopped_early"
-            self.progress.message = (
-                f"no better eval_loss in {self.progress.num_validations_without_gain} validations"
-            )
-        if self.step == self.schedule.num_steps:
-            self.progress.end, self.progress.message = "finished", None
-        return self._report(metrics)
+        return self._report(metrics, samples)
 
     def fail(self, message: str) -> Report:
         """End the trial by an error."""
-        self.progress.end, self.progress.message = "failed", message
+        self.end("failed", message)
+        return self._report({})
+
+    def diverge(self, what: str, step: int) -> Report:
+        """End the trial because of its loss or gradient at ``step``."""
+        message = (
+            f"{what} after {self.step} steps (limit {self.max_loss:.6g}, learning rate "
+            f"{self.learning_rate.at(step):.3g})"
+        )
+        if step > self.step:
+            message += f"; rows of step {step}: {self._rows(step)}"
+        self.end("diverged", message)
         return self._report({})
 
     def repeat_end(self) -> Report:
@@ -169,32 +189,38 @@ class Trial:
         limit = self.options.max_grad_norm or math.inf
         return torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
 
-    def _is_out_of_patience(self, eval_loss: float) -> bool:
-        progress, best = self.progress, self.progress.best_eval_loss
-        if best is None or eval_loss < best - self.options.early_stopping_threshold:
-            progress.best_eval_loss = eval_loss
-            progress.num_validations_without_gain = 0
+    def _optimize(self) -> None:
+        """Change the weights by their gradients."""
+        if self.callbacks is not None:
+            self.callbacks.pre_optimizer_step()
+        if self.scaler is not None:  # leaves out a step whose scaled gradients overflowed
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         else:
-            progress.num_validations_without_gain += 1
-        patience = self.options.early_stopping_patience
-        return patience is not None and progress.num_validations_without_gain >= patience
+            self.optimizer.step()
+        self.results.clear()
+        if self.callbacks is not None:
+            self.callbacks.optimizer_step()
+        self.optimizer.zero_grad()
 
-    def _diverge(self, what: str, learning_rate: float) -> Report:
-        self.progress.end = "diverged"
-        self.progress.message = (
-            f"{what} after {self.step} steps (limit {self._max_loss:.6g}, learning rate "
-            f"{learning_rate:.3g})"
-        )
-        return self._report({})
+    def _rows(self, step: int) -> str:
+        """Return where the examples of a step come from."""
+        rows = [row for rows in self.order.micro_batches(step) for row in rows]
+        return ", ".join(self._where(rows))
 
-    def _report(self, metrics: Mapping[str, float]) -> Report:
+    def _report(
+        self, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Scalar]] = ()
+    ) -> Report:
         lines, self.progress.step_lines = self.progress.step_lines, []
+        notes, self.notes = self.notes, ()
         return Report(
             trial=self.key,
             validation=self.progress.validation,
             step=self.step,
             metrics=metrics,
             step_lines=tuple(lines),
+            samples=tuple(samples),
+            notes=notes,
             end=self.progress.end,
             message=self.progress.message,
         )

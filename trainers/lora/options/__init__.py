@@ -1,30 +1,36 @@
 """The options of the LoRA trainer, by the names that transformers, PEFT and TRL give them.
 
-One flat model, put together from groups that are a file each. Knows no torch: what can only be
-checked with the model or the data at hand is checked there.
+One flat model, put together from groups that are a file each; what concerns several groups is here.
+Knows no torch: what can only be checked with the model or the data at hand is checked there.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
 from trainers.lora.aliases import ALIASES, IGNORED, translate_values
-from trainers.lora.options import data, method, model, optimization, validation
+from trainers.lora.metrics import reported_names
+from trainers.lora.options import data, method, model, optimization, stopping, validation
 from trainers.lora.options.data import DataFormat, DataOptions
 from trainers.lora.options.method import ALL_LINEAR, MethodOptions
 from trainers.lora.options.model import ModelOptions
 from trainers.lora.options.optimization import OptimizationOptions
+from trainers.lora.options.stopping import StoppingOptions
 from trainers.lora.options.validation import ValidationOptions
 from trainers.protocol import TrainerOptions
 
 __all__ = ["ALL_LINEAR", "DataFormat", "LoraOptions"]
 
+_OF_A_NAMED_SET = re.compile(r"eval_.+_(loss|token_accuracy)")
+
 
 class LoraOptions(
+    StoppingOptions,
     ValidationOptions,
     OptimizationOptions,
     MethodOptions,
@@ -35,7 +41,12 @@ class LoraOptions(
     """Everything that one trial needs to know. Fields are read in the order of the groups."""
 
     shared: ClassVar[frozenset[str]] = (
-        model.SHARED | data.SHARED | method.SHARED | optimization.SHARED | validation.SHARED
+        model.SHARED
+        | data.SHARED
+        | method.SHARED
+        | optimization.SHARED
+        | validation.SHARED
+        | stopping.SHARED
     )
     budget: ClassVar[frozenset[str]] = validation.BUDGET
     paths: ClassVar[frozenset[str]] = model.PATHS | data.PATHS
@@ -43,19 +54,84 @@ class LoraOptions(
     ignored: ClassVar[Mapping[str, str]] = IGNORED
     """Other tools' options that a study decides itself: ``translate`` drops them. Name -> why."""
 
+    @property
+    def has_validation_data(self) -> bool:
+        """Whether the options name examples to validate on."""
+        return self.validation_file is not None or self.val_size is not None
+
+    @property
+    def validates(self) -> bool:
+        """Whether a trial can validate at all: by its schedule, or because a callback asks."""
+        return self.eval_strategy != "no" or (bool(self.callbacks) and self.has_validation_data)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the options say after which steps a trial reports, and not a callback."""
+        return self.eval_strategy != "no" or not self.validates
+
+    @property
+    def best_metric(self) -> str:
+        """The metric that tells the best validation, by the name that reports carry."""
+        if self.metric_for_best_model is None:
+            return "eval_loss" if self.validates else "train_loss"
+        # transformers' own short name
+        return {"loss": "eval_loss"}.get(self.metric_for_best_model, self.metric_for_best_model)
+
     def num_validations(self) -> int | None:
-        """Return the validations of a full trial; None if the data decides its length."""
+        """Return the validations of a full trial; None if the data or a callback decides."""
+        if not self.is_scheduled:
+            return None
+        if self.eval_strategy == "epoch":
+            return None if self.max_steps > 0 else math.ceil(self.num_train_epochs)
         if self.eval_steps < 1:
             return math.ceil(round(1 / self.eval_steps, 6))
         return -(-self.max_steps // int(self.eval_steps)) if self.max_steps > 0 else None
 
+    def metric_names(self) -> frozenset[str] | None:
+        names = {"epoch", "train_loss"}
+        if not self.validates:
+            return frozenset(names)
+        names |= {"eval_loss", "perplexity", "eval_token_accuracy", "eval_runtime"}
+        if self.eval_first_pass_samples is not None:
+            names.add("eval_first_pass_loss")
+        of_answers = reported_names(self.answer_metrics)
+        return None if of_answers is None else frozenset(names | of_answers)
+
+    def pruning_problem(self) -> str | None:
+        if not self.validates:
+            return (
+                "do_eval: false (eval_strategy: no) leaves nothing to compare: set "
+                "'pruner: {type: none}', or let trials validate."
+            )
+        if not self.is_scheduled:
+            return (
+                "with eval_strategy: no the callbacks decide when a trial validates, so trials "
+                "cannot be compared: set 'pruner: {type: none}', or eval_strategy: steps."
+            )
+        return None
+
+    @classmethod
+    def for_metric(
+        cls, given: Mapping[str, object], metric: str, direction: Literal["minimize", "maximize"]
+    ) -> dict[str, object]:
+        completed = dict(given)
+        names = {cls.aliases.get(name, name): value for name, value in given.items()}
+        if names.setdefault("metric_for_best_model", metric) != metric:
+            return completed  # the study's direction says nothing of another metric
+        completed.setdefault("metric_for_best_model", metric)
+        if "greater_is_better" not in names:
+            completed["greater_is_better"] = direction == "maximize"
+        return completed
+
     @model_validator(mode="after")
     def _one_validation_set(self) -> LoraOptions:
-        if (self.validation_file is None) == (self.val_size is None):
-            given = "neither" if self.val_size is None else "both"
+        both = self.validation_file is not None and self.val_size is not None
+        if both or (self.eval_strategy != "no" and not self.has_validation_data):
+            given = "both" if both else "neither"
             raise ValueError(
                 f"give validation_file or val_size, got {given}: trials are compared by their "
-                f"loss on one validation set, as in 'val_size: 0.1'."
+                f"loss on one validation set, as in 'val_size: 0.1'. To train without validation "
+                f"set 'do_eval: false'."
             )
         return self
 
@@ -72,6 +148,67 @@ class LoraOptions(
                 f"finetuning_type: full trains none. Leave it out."
             )
         return self
+
+    def _validation_where_it_is_needed(self) -> LoraOptions:
+        needing = {
+            "early_stopping_patience": self.early_stopping_patience is not None,
+            "eval_target": self.eval_target is not None,
+            "load_best_model_at_end": self.load_best_model_at_end,
+            "eval_on_start": self.eval_on_start,
+            "eval_first_pass_samples": self.eval_first_pass_samples is not None,
+            "predict_with_generate": self.predict_with_generate,
+            "eval_metrics": bool(self.eval_metrics),
+            f"metric_for_best_model: {self.metric_for_best_model}": (
+                self.best_metric != "train_loss"
+            ),
+            f"lr_scheduler_type: {self.lr_scheduler_type}": self._follows_validation,
+        }
+        problems = [name for name, is_given in needing.items() if is_given]
+        if problems and not self.validates:
+            raise ValueError(
+                f"{', '.join(problems)}: cannot work with do_eval: false (eval_strategy: no), as "
+                f"nothing is validated. Leave it out, or set eval_strategy: steps."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validation_beside_training(self) -> LoraOptions:
+        if not self.eval_async:
+            return self
+        reasons = {
+            "callbacks": (bool(self.callbacks), "callbacks are told of a validation at its step"),
+            f"finetuning_type: {self.finetuning_type}, init_lora_weights: {self.init_lora_weights}": (
+                self.needs_own_base is not None,
+                "the trial changes the base model that a snapshot is validated on",
+            ),
+            "eval_strategy: no": (self.eval_strategy == "no", "nothing is validated on a schedule"),
+            f"lr_scheduler_type: {self.lr_scheduler_type}": (
+                self._follows_validation,
+                "the next step's learning rate follows from the validation",
+            ),
+        }
+        for name, (is_given, why) in reasons.items():
+            if is_given:
+                raise ValueError(
+                    f"eval_async: true cannot work with {name}: {why}, and a validation beside "
+                    f"training ends later. Leave one of the two out."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _a_metric_that_is_reported(self) -> LoraOptions:
+        known = self.metric_names()
+        if known is None or self.best_metric in known or _OF_A_NAMED_SET.match(self.best_metric):
+            return self
+        raise ValueError(
+            f"metric_for_best_model: {self.best_metric!r} is not reported with these options. "
+            f"Reported: {', '.join(sorted(known))}. Metrics of generated answers need eval_metrics."
+        )
+
+    @property
+    def _follows_validation(self) -> bool:
+        """Whether the learning rate depends on validations."""
+        return self.lr_scheduler_type in optimization.BY_VALIDATION
 
     @classmethod
     def translate(cls, given: Mapping[str, object]) -> dict[str, object]:
