@@ -1,14 +1,14 @@
 """Other tools' names and values for the options of the LoRA trainer.
 
 LLaMA-Factory's flat training files are understood whole; Axolotl's and TRL's names where they can
-only mean one thing. Reads LLaMA-Factory's ``dataset_info.json``, but no data and no model.
+only mean one thing. Those of the data are in ``data_aliases``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
+
+from trainers.lora.data_aliases import DATA_TRANSLATORS
 
 ALIASES: Mapping[str, str] = {
     # LLaMA-Factory
@@ -17,10 +17,14 @@ ALIASES: Mapping[str, str] = {
     "cutoff_len": "max_length",
     "max_samples": "max_train_samples",
     "warmup_ratio": "warmup_steps",
+    "tokenized_path": "dataset_prepared_path",
     # PEFT, TRL and transformers, also their older names
     "r": "lora_r",
     "max_seq_length": "max_length",
     "max_eval_samples": "eval_max_samples",
+    "dataset_config": "dataset_config_name",
+    "dataset_test_split": "dataset_eval_split",
+    "chat_template_path": "chat_template",
     "torch_dtype": "dtype",
     "activation_checkpointing": "gradient_checkpointing",
     # Axolotl
@@ -30,6 +34,9 @@ ALIASES: Mapping[str, str] = {
     "num_epochs": "num_train_epochs",
     "lora_target_modules": "target_modules",
     "lr_scheduler": "lr_scheduler_type",
+    "train_on_inputs": "train_on_prompt",
+    "val_set_size": "val_size",
+    "sample_packing": "packing",
 }
 
 _STUDY_WRITES = "the study decides where and what is written"
@@ -55,7 +62,9 @@ IGNORED: Mapping[str, str] = {
     "preprocessing_num_workers": _OWN_LOADER,
     "dataloader_num_workers": _OWN_LOADER,
     "ddp_timeout": "trials are placed on devices, not spread over processes",
-    "template": "the chat template that comes with the model is used",
+    "dataset_num_proc": _OWN_LOADER,
+    "dataset_processes": _OWN_LOADER,
+    "eval_on_each_dataset": "every validation set has its own metrics",
 }
 
 _ONLY_VALUE: Mapping[str, tuple[tuple[object, ...], str]] = {
@@ -65,10 +74,13 @@ _ONLY_VALUE: Mapping[str, tuple[tuple[object, ...], str]] = {
     "do_eval": ((True,), "A trial always validates: give val_size or validation_file."),
     "do_predict": ((False,), "Leave it out."),
     "predict_with_generate": ((False,), "Leave it out: validations measure the loss."),
-    "train_on_prompt": ((False,), "The loss is taken on the answers only."),
-    "mask_history": ((False,), "The loss is taken on all answers of a conversation."),
-    "packing": ((False, None), "Examples are padded, not packed."),
-    "neat_packing": ((False,), "Examples are padded, not packed."),
+    "eval_packing": ((False, None), "Validation examples are not packed."),
+    "eval_sample_packing": ((False, None), "Validation examples are not packed."),
+    "packing_strategy": (("bfd",), "Examples are packed whole, by best fit."),
+    "dataset_text_field": (
+        ("text",),
+        "Rename it: 'datasets: [{path: ..., columns: {text: ...}}]'.",
+    ),
     "quantization_method": (("bnb", "bitsandbytes"), "4 bits are bitsandbytes' NF4."),
     "quantization_type": (("nf4",), "4 bits are bitsandbytes' NF4."),
     "load_in_8bit": ((False,), "8 bits train slowly: use quantization_bit: 4."),
@@ -103,8 +115,8 @@ def translate_values(given: Mapping[str, object]) -> dict[str, object]:
 def _translate(name: str, value: object, given: Mapping[str, object]) -> dict[str, object]:
     if name in _ONLY_VALUE:
         return _drop_only_value(name, value)
-    if name in _DATASETS:
-        return _read_dataset_info(name, value, given.get("dataset_dir", "data"))
+    if name in DATA_TRANSLATORS:
+        return DATA_TRANSLATORS[name](value, given)
     if name in _TRANSLATORS:
         return _TRANSLATORS[name](value)
     return {name: value}
@@ -176,51 +188,3 @@ _TRANSLATORS: Mapping[str, Callable[[object], dict[str, object]]] = {
     "eval_strategy": _eval_strategy,
     "evaluation_strategy": _eval_strategy,
 }
-
-_DATASETS: Mapping[str, str] = {"dataset": "train_file", "eval_dataset": "validation_file"}
-
-_DEFAULT_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    "alpaca": {"prompt": "instruction", "query": "input", "response": "output"},
-    "sharegpt": {"messages": "conversations"},
-}
-
-
-def _read_dataset_info(name: str, value: object, folder: object) -> dict[str, object]:
-    """Find the one local file that LLaMA-Factory's ``dataset`` names in ``dataset_info.json``."""
-    option = _DATASETS[name]
-    advice = f"Name the file itself instead: '{option}: path/to/data.jsonl'."
-    if not isinstance(value, str) or "," in value:
-        raise ValueError(f"{name}: {value!r} must name exactly one dataset. {advice}")
-    info_file = Path(str(folder)) / "dataset_info.json"
-    try:
-        entry = json.loads(info_file.read_text(encoding="utf-8"))[value.strip()]
-        file_name = Path(str(folder)) / entry["file_name"]
-    except FileNotFoundError:
-        raise ValueError(
-            f"{name}: {value!r} is looked up in {info_file}, which does not exist. Set "
-            f"dataset_dir to the folder that holds it. {advice}"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{info_file}:{error.lineno}: not JSON: {error.msg}. {advice}") from None
-    except KeyError as error:
-        raise ValueError(
-            f"{name}: {value!r} has no local file in {info_file} (no {error} there). {advice}"
-        ) from None
-    _check_columns(f"{info_file}: {value.strip()!r}", entry)
-    return {option: str(file_name)}
-
-
-def _check_columns(where: str, entry: Mapping[str, object]) -> None:
-    """Refuse renamed columns, which the data reader would not find."""
-    layout = str(entry.get("formatting", "alpaca"))
-    default = _DEFAULT_COLUMNS.get(layout, {})
-    columns = entry.get("columns") or {}
-    assert isinstance(columns, Mapping)
-    if layout == "sharegpt" and columns.get("messages") == "messages":
-        return  # OpenAI's layout, recognised by its column
-    renamed = {key: to for key, to in columns.items() if key in default and to != default[key]}
-    if renamed:
-        raise ValueError(
-            f"{where} renames columns ({renamed}), which is not supported. Write the file with "
-            f"the columns {', '.join(default.values())}."
-        )

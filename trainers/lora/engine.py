@@ -17,6 +17,7 @@ from trainers.lora.encoding import Encoder
 from trainers.lora.learning_rate import LearningRate
 from trainers.lora.options import LoraOptions
 from trainers.lora.order import DataOrder
+from trainers.lora.packing import check_keeps_apart
 from trainers.lora.passes import Passes, PassFailed, StepLoss, describe
 from trainers.lora.schedule import Schedule
 from trainers.lora.trial import Trial
@@ -35,9 +36,11 @@ class Engine:
     def __init__(self, fixed: LoraOptions, device: str) -> None:
         # Data first: its mistakes are the most frequent, and a large model takes minutes.
         tokenizer = load_tokenizer(fixed)
-        encoder = Encoder(tokenizer, fixed.max_length, fixed.default_system)
+        encoder = Encoder.of(fixed, tokenizer)
         self._dataset = load_dataset(fixed, encoder, _pad_token_id(tokenizer))
         self._base = load_base_model(fixed, device)
+        if fixed.packing:
+            check_keeps_apart(self._base.model, self._base.device)
         self._fixed = fixed
         self._adapters = AdapterPool(self._base)
         self._passes = Passes(self._base, self._adapters, self._dataset)
@@ -131,7 +134,7 @@ class Engine:
             return trial.fail(describe(error))
 
     def _order(self, options: LoraOptions) -> DataOrder:
-        return DataOrder(options, len(self._dataset.train))
+        return DataOrder(options, len(self._dataset.train), self._dataset.train_lengths)
 
     def _make_scaler(self) -> torch.amp.GradScaler | None:
         if self._base.dtype != torch.float16:

@@ -14,7 +14,8 @@ from pydantic import model_validator
 
 from trainers.lora.aliases import ALIASES, IGNORED, translate_values
 from trainers.lora.options import data, method, model, validation
-from trainers.lora.options.data import DataFormat, DataOptions
+from trainers.lora.options.data import DataOptions
+from trainers.lora.options.dataset_entry import DataFormat
 from trainers.lora.options.method import ALL_LINEAR, MethodOptions
 from trainers.lora.options.model import ModelOptions
 from trainers.lora.options.validation import ValidationOptions
@@ -43,8 +44,8 @@ class LoraOptions(ValidationOptions, MethodOptions, DataOptions, ModelOptions, T
 
     @model_validator(mode="after")
     def _one_validation_set(self) -> LoraOptions:
-        if (self.validation_file is None) == (self.val_size is None):
-            given = "neither" if self.val_size is None else "both"
+        if len(self.validation_given) != 1:
+            given = "both" if self.validation_given else "neither"
             raise ValueError(
                 f"give validation_file or val_size, got {given}: trials are compared by their "
                 f"loss on one validation set, as in 'val_size: 0.1'."
