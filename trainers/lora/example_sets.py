@@ -162,14 +162,17 @@ def _encode(
     base: str,
 ) -> tuple[list[Example], list[str]]:
     """Tokenise one set; leave out what has nothing to learn, and say so."""
-    examples = []
+    known: dict[str, Example | None] = {}  # mixing repeats samples
     for sample in samples:
-        try:
-            example = encoder.encode(sample)
-        except ValueError as error:
-            bad_rows.refuse(error)
-        else:
-            examples.append(replace(example, where=example.where.removeprefix(base)))
+        if sample.where not in known:
+            try:
+                example = encoder.encode(sample)
+                known[sample.where] = replace(example, where=example.where.removeprefix(base))
+            except ValueError as error:
+                bad_rows.refuse(error)
+                known[sample.where] = None
+    found = (known[sample.where] for sample in samples)
+    examples = [example for example in found if example is not None]
     if not examples:
         raise _all_bad(name, bad_rows)
     max_length = options.max_length

@@ -123,13 +123,15 @@ def _read_csv(path: Path, bad_rows: BadRows) -> Iterator[Record]:
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
             raise ValueError(f"{path}:1: the column {twice[0]!r} is there twice. Rename one.")
         while True:
+            first, last = reader.reader.line_num + 1, reader.reader
             try:
                 row = next(reader, None)
             except csv.Error as error:
                 bad_rows.refuse(
                     ValueError(
-                        f"{path}:{reader.line_num}: not CSV: {error}. Is a quote missing? Inside "
-                        f"a quoted text a quote is written twice."
+                        f"{path}:{first}: not CSV: {error}, in the row of lines {first} to "
+                        f"{last.line_num}. Is a quote missing? Inside a quoted text a quote is "
+                        f"written twice."
                     )
                 )
                 continue

@@ -218,5 +218,8 @@ def _load(option: str, path: str, name: str | None, split: str) -> Any:
 def _hash_file(path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"{path}: does not exist. Give a data file ({', '.join(FILE_KINDS)}).")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}.") from None

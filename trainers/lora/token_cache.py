@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -58,18 +58,28 @@ def load_example_sets(options: LoraOptions, encoder: Encoder) -> tuple[ExampleSe
     folder = cache_folder(options)
     key = _key(options, encoder, train, validation)
 
-    def make() -> ExampleSets:
-        return make_example_sets(options, encoder, train, validation)
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sets = make_example_sets(options, encoder, train, validation)
+        return sets, [_not_kept(folder, error)]
+    cached = _read(folder, key)
+    if cached is not None:
+        return cached, []
+    with _lock(folder / f"{key}.lock"):
         cached = _read(folder, key)
         if cached is not None:
             return cached, []
-        with _lock(folder / f"{key}.lock"):
-            return _read(folder, key) or _make_and_write(folder, key, make), []
-    except OSError as error:
-        return make(), [f"tokenised data is not kept: {folder} cannot be used ({error})"]
+        sets = make_example_sets(options, encoder, train, validation)
+        try:
+            _write(folder, key, sets)
+        except OSError as error:
+            return sets, [_not_kept(folder, error)]
+        return sets, []
+
+
+def _not_kept(folder: Path, error: OSError) -> str:
+    return f"tokenised data is not kept: {folder} cannot be used ({error.strerror or error})"
 
 
 def cache_folder(options: LoraOptions) -> Path:
@@ -77,12 +87,6 @@ def cache_folder(options: LoraOptions) -> Path:
     if options.dataset_prepared_path is not None:
         return Path(options.dataset_prepared_path).expanduser()
     return Path(os.environ.get("HPO_CACHE") or "~/.cache/hpo").expanduser() / "tokenized"
-
-
-def _make_and_write(folder: Path, key: str, make: Callable[[], ExampleSets]) -> ExampleSets:
-    sets = make()
-    _write(folder, key, sets)
-    return sets
 
 
 def _key(
@@ -144,7 +148,7 @@ def _read(folder: Path, key: str) -> ExampleSets | None:
         ):
             return None
         examples = _from_tensors(load(tokens), body["where"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return None
     groups = []
     for size in body["sizes"]:
