@@ -281,16 +281,19 @@ def _absolute(value: object, folder: Path) -> object:
     """Return a path that starts at ``folder``; what is no path (a hub's name) stays as it is."""
     if isinstance(value, list):
         return [_absolute(item, folder) for item in value]
+    if isinstance(value, dict):  # one dataset of several, or validation sets by name
+        places = {"path", "data_files"} & value.keys() or value.keys()
+        return {k: _absolute(v, folder) if k in places else v for k, v in value.items()}
     if not isinstance(value, str):
         return value
     path = Path(value).expanduser()
     looks_like_path = value.startswith((".", "~", "/")) or bool(path.suffix in _FILE_SUFFIXES)
-    if looks_like_path or (folder / path).exists():
+    if looks_like_path or os.path.exists(folder / path):
         return os.path.normpath(folder.resolve() / path)
     return value
 
 
-_FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".parquet", ".txt", ".gguf", ".yaml", ".yml"}
+_FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".parquet", ".txt", ".gguf", ".yaml", ".yml", ".jinja"}
 
 
 def _translate_space(

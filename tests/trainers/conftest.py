@@ -33,6 +33,14 @@ def _alpaca_rows() -> Rows:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests' tokenised data out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HPO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def two_threads() -> Iterator[None]:
     import torch
 

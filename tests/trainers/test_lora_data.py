@@ -27,8 +27,7 @@ def learned(tokenizer: Any, example: Example) -> str:
 
 def load(tokenizer: Any, fixed: dict[str, object], **options: object) -> Dataset:
     checked = LoraOptions.model_validate({**fixed, **options})
-    encoder = Encoder(tokenizer, checked.max_length, checked.default_system)
-    return load_dataset(checked, encoder, pad_token_id=0)
+    return load_dataset(checked, Encoder.of(checked, tokenizer), pad_token_id=0)
 
 
 @pytest.mark.parametrize(

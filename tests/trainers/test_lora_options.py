@@ -158,23 +158,11 @@ def test_an_axolotl_file_is_understood() -> None:
         ({"do_train": False}, "A trial always trains"),
         ({"warmup_ratio": 10}, "Give a number of steps as warmup_steps"),
         ({"do_eval": "maybe"}, "do_eval must be true or false"),
-        ({"dataset": "a,b"}, "exactly one dataset"),
+        ({"dataset": "a,a"}, "names a dataset twice"),
         ({"dataset": "a", "dataset_dir": "/nowhere"}, "/nowhere/dataset_info.json"),
-        ({"packing": True}, "padded, not packed"),
+        ({"packing": False, "neat_packing": True}, "contradict"),
     ],
 )
 def test_what_has_no_meaning_here_is_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LoraOptions.translate(given)
-
-
-def test_a_dataset_that_is_not_one_local_file_is_refused(tmp_path: Path) -> None:
-    info = {
-        "hub": {"hf_hub_url": "org/data"},
-        "renamed": {"file_name": "a.json", "columns": {"prompt": "question"}},
-    }
-    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(ValueError, match="no local file"):
-        LoraOptions.translate({"dataset": "hub", "dataset_dir": str(tmp_path)})
-    with pytest.raises(ValueError, match="renames columns"):
-        LoraOptions.translate({"dataset": "renamed", "dataset_dir": str(tmp_path)})

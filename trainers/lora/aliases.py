@@ -1,14 +1,14 @@
 """Other tools' names and values for the options of the LoRA trainer.
 
 LLaMA-Factory's flat training files are understood whole; Axolotl's and TRL's names where they can
-only mean one thing. Reads LLaMA-Factory's ``dataset_info.json``, but no data and no model.
+only mean one thing. Those of the data are in ``data_aliases``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
+
+from trainers.lora.data_aliases import DATA_TRANSLATORS
 
 ALIASES: Mapping[str, str] = {
     # LLaMA-Factory
@@ -18,12 +18,16 @@ ALIASES: Mapping[str, str] = {
     "cutoff_len": "max_length",
     "max_samples": "max_train_samples",
     "warmup_ratio": "warmup_steps",
+    "tokenized_path": "dataset_prepared_path",
     # PEFT, TRL and transformers, also their older names
     "r": "lora_r",
     "bnb_4bit_quant_type": "quantization_type",
     "bnb_4bit_use_double_quant": "double_quantization",
     "max_seq_length": "max_length",
     "max_eval_samples": "eval_max_samples",
+    "dataset_config": "dataset_config_name",
+    "dataset_test_split": "dataset_eval_split",
+    "chat_template_path": "chat_template",
     "torch_dtype": "dtype",
     "activation_checkpointing": "gradient_checkpointing",
     # Axolotl
@@ -40,6 +44,9 @@ ALIASES: Mapping[str, str] = {
     "peft_init_lora_weights": "init_lora_weights",
     "lora_modules_to_save": "modules_to_save",
     "noisy_embedding_alpha": "neftune_noise_alpha",
+    "train_on_inputs": "train_on_prompt",
+    "val_set_size": "val_size",
+    "sample_packing": "packing",
 }
 
 _STUDY_WRITES = "the study decides where and what is written"
@@ -65,22 +72,28 @@ IGNORED: Mapping[str, str] = {
     "ddp_timeout": "trials are placed on devices, not spread over processes",
     "loraplus_lr_embedding": "embeddings get no adapter; modules_to_save trains them whole",
     "pissa_convert": "a saved adapter always fits the unchanged base model",
-    "template": "the chat template that comes with the model is used",
+    "deepspeed": "one process trains a trial; a model too large for a GPU takes 'resources: {gpu: 2}'",
+    "dataset_num_proc": _OWN_LOADER,
+    "dataset_processes": _OWN_LOADER,
+    "eval_on_each_dataset": "every validation set has its own metrics",
 }
 
 _ONLY_VALUE: Mapping[str, tuple[tuple[object, ...], str]] = {
     "stage": (("sft",), "Only supervised fine-tuning is trained here."),
     "do_train": ((True,), "A trial always trains."),
     "do_predict": ((False,), "Leave it out."),
-    "train_on_prompt": ((False,), "The loss is taken on the answers only."),
-    "mask_history": ((False,), "The loss is taken on all answers of a conversation."),
-    "packing": ((False, None), "Examples are padded, not packed."),
-    "neat_packing": ((False,), "Examples are padded, not packed."),
     "quantization_method": (("bnb", "bitsandbytes"), "4 and 8 bits are bitsandbytes'."),
     "use_galore": ((False,), "It projects the gradients of whole weights: use optim: adamw_8bit."),
     "use_apollo": ((False,), "It projects the gradients of whole weights: use optim: adamw_8bit."),
     "use_badam": ((False,), "It trains a block of weights at a time: use finetuning_type: lora."),
     "use_llama_pro": ((False,), "It adds layers to the model: use finetuning_type: lora."),
+    "eval_packing": ((False, None), "Validation examples are not packed."),
+    "eval_sample_packing": ((False, None), "Validation examples are not packed."),
+    "packing_strategy": (("bfd",), "Examples are packed whole, by best fit."),
+    "dataset_text_field": (
+        ("text",),
+        "Rename it: 'datasets: [{path: ..., columns: {text: ...}}]'.",
+    ),
     "streaming": ((False,), "The data is tokenised once and held in memory."),
 }
 """Options that are dropped when they ask for what is done anyway, and refused otherwise."""
@@ -112,8 +125,8 @@ def translate_values(given: Mapping[str, object]) -> dict[str, object]:
 def _translate(name: str, value: object, given: Mapping[str, object]) -> dict[str, object]:
     if name in _ONLY_VALUE:
         return _drop_only_value(name, value)
-    if name in _DATASETS:
-        return _read_dataset_info(name, value, given.get("dataset_dir", "data"))
+    if name in DATA_TRANSLATORS:
+        return DATA_TRANSLATORS[name](value, given)
     if name in ("pissa_init", "pissa_iter"):
         return _pissa(name, value, given.get("pissa_iter", 16))
     if name in _TRANSLATORS:
@@ -210,51 +223,3 @@ _TRANSLATORS: Mapping[str, Callable[[object], dict[str, object]]] = {
     "eval_strategy": _eval_strategy,
     "evaluation_strategy": _eval_strategy,
 }
-
-_DATASETS: Mapping[str, str] = {"dataset": "train_file", "eval_dataset": "validation_file"}
-
-_DEFAULT_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    "alpaca": {"prompt": "instruction", "query": "input", "response": "output"},
-    "sharegpt": {"messages": "conversations"},
-}
-
-
-def _read_dataset_info(name: str, value: object, folder: object) -> dict[str, object]:
-    """Find the one local file that LLaMA-Factory's ``dataset`` names in ``dataset_info.json``."""
-    option = _DATASETS[name]
-    advice = f"Name the file itself instead: '{option}: path/to/data.jsonl'."
-    if not isinstance(value, str) or "," in value:
-        raise ValueError(f"{name}: {value!r} must name exactly one dataset. {advice}")
-    info_file = Path(str(folder)) / "dataset_info.json"
-    try:
-        entry = json.loads(info_file.read_text(encoding="utf-8"))[value.strip()]
-        file_name = Path(str(folder)) / entry["file_name"]
-    except FileNotFoundError:
-        raise ValueError(
-            f"{name}: {value!r} is looked up in {info_file}, which does not exist. Set "
-            f"dataset_dir to the folder that holds it. {advice}"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{info_file}:{error.lineno}: not JSON: {error.msg}. {advice}") from None
-    except KeyError as error:
-        raise ValueError(
-            f"{name}: {value!r} has no local file in {info_file} (no {error} there). {advice}"
-        ) from None
-    _check_columns(f"{info_file}: {value.strip()!r}", entry)
-    return {option: str(file_name)}
-
-
-def _check_columns(where: str, entry: Mapping[str, object]) -> None:
-    """Refuse renamed columns, which the data reader would not find."""
-    layout = str(entry.get("formatting", "alpaca"))
-    default = _DEFAULT_COLUMNS.get(layout, {})
-    columns = entry.get("columns") or {}
-    assert isinstance(columns, Mapping)
-    if layout == "sharegpt" and columns.get("messages") == "messages":
-        return  # OpenAI's layout, recognised by its column
-    renamed = {key: to for key, to in columns.items() if key in default and to != default[key]}
-    if renamed:
-        raise ValueError(
-            f"{where} renames columns ({renamed}), which is not supported. Write the file with "
-            f"the columns {', '.join(default.values())}."
-        )

@@ -84,8 +84,8 @@ def check_resumable(folder: Path, options: LoraOptions, data_digest: str) -> Non
         )
     if state["data_digest"] != data_digest:
         raise ValueError(
-            f"{folder} holds a trial on other data: {options.train_file} or the validation set has "
-            f"changed since. Put the old data back, or start a new trial."
+            f"{folder} holds a trial on other data: the training or the validation set has changed "
+            f"since. Put the old data back, or start a new trial."
         )
 
 

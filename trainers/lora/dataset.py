@@ -1,23 +1,23 @@
 """The training and the validation set of a trainer, tokenised, and batches made from them.
 
-Which samples are in which set depends on the files and on ``data_seed``, never on a trial.
+How rows become examples is ``example_sets``, where they are kept ``token_cache``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from trainers.lora.encoding import IGNORE_INDEX, Encoder, Example
 from trainers.lora.options import LoraOptions
-from trainers.lora.records import read_records
-from trainers.lora.samples import Sample, read_samples
+from trainers.lora.packing import join, pack, pieces, positions
+from trainers.lora.sources import ONLY_SET
+from trainers.lora.token_cache import load_example_sets
 
 TOKEN_MULTIPLE = 32
 """Rows are padded to a multiple of this, so that a row's length, on which the order of sums in a
@@ -35,6 +35,8 @@ class Batch:
             IGNORE_INDEX.
         num_tokens: Tokens that are no padding.
         num_targets: Targets that are not IGNORE_INDEX.
+        position_ids: Same shape, for rows of several examples: each one's begin at 0, and keep it
+            apart from the others in place of the mask. None for rows of one example.
     """
 
     input_ids: Tensor
@@ -42,6 +44,7 @@ class Batch:
     targets: Tensor
     num_tokens: int
     num_targets: int
+    position_ids: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
@@ -50,6 +53,7 @@ class Batch:
             self.targets.to(device),
             self.num_tokens,
             self.num_targets,
+            None if self.position_ids is None else self.position_ids.to(device),
         )
 
 
@@ -57,9 +61,13 @@ class Dataset:
     """Both sets of examples. Immutable.
 
     Attributes:
-        train: Training examples, in file order.
-        validation: Validation examples, in file order.
+        train: Training examples, in file order; packed ones in rows of several.
+        train_lengths: Tokens of each of these.
+        validation: Validation examples of all sets, in file order.
+        validation_sets: Each validation set's examples as indices into ``validation``, by name;
+            ``validation`` where there is only one, without a name.
         notes: What was cut or left out, for the user.
+        num_skipped_rows: Rows left out because they could not be used.
         digest: Changes with any token of either set; a saved trial belongs to one.
     """
 
@@ -70,13 +78,34 @@ class Dataset:
         notes: Sequence[str],
         pad_token_id: int,
         max_length: int,
+        validation_sizes: Mapping[str, int] | None = None,
+        num_skipped_rows: int = 0,
+        one_row: bool = False,
     ) -> None:
+        """Take examples that are tokenised.
+
+        Args:
+            train: To train on.
+            validation: To validate on, one set after the other.
+            notes: For the user.
+            pad_token_id: Fills rows.
+            max_length: No row of one example, or of packed ones, is wider.
+            validation_sizes: Examples of each validation set; None: all are one set.
+            num_skipped_rows: Rows left out.
+            one_row: Lay packed rows end to end, as flash attention wants them.
+        """
         self.train = tuple(train)
+        self.train_lengths = tuple(len(example.input_ids) for example in self.train)
         self.validation = tuple(validation)
+        if validation_sizes is None:
+            validation_sizes = {ONLY_SET: len(self.validation)} if self.validation else {}
+        self.validation_sets: Mapping[str, tuple[int, ...]] = _ranges(validation_sizes)
         self.notes = tuple(notes)
-        self.digest = _digest(self.train, self.validation)
+        self.num_skipped_rows = num_skipped_rows
+        self.digest = _digest(self.train, self.validation, validation_sizes)
         self._pad_token_id = pad_token_id
         self._max_length = max_length
+        self._one_row = one_row
 
     def train_batch(self, indices: Sequence[int]) -> Batch:
         """Return these training examples as one batch."""
@@ -86,9 +115,18 @@ class Dataset:
         """Return these validation examples as one batch."""
         return self._collate([self.validation[index] for index in indices])
 
+    def where(self, indices: Sequence[int]) -> list[str]:
+        """Return the rows of the data that these training examples are, as in ``a.jsonl:17``."""
+        return [self.train[index].where for index in indices]
+
     def _collate(self, examples: Sequence[Example]) -> Batch:
+        is_packed = any(example.lengths for example in examples)
+        max_length = self._max_length
+        if is_packed and self._one_row:
+            examples = [join(examples)]
+            max_length = max(max_length, len(examples[0].input_ids))
         longest = max(len(example.input_ids) for example in examples)
-        width = min(-(-longest // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, self._max_length)
+        width = min(-(-longest // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, max_length)
         shape = (len(examples), width)
         input_ids = torch.full(shape, self._pad_token_id, dtype=torch.int64)
         attention_mask = torch.zeros(shape, dtype=torch.int64)
@@ -98,111 +136,66 @@ class Dataset:
             input_ids[row, :length] = example.input_ids
             attention_mask[row, :length] = 1
             targets[row, : length - 1] = example.labels[1:]
+        position_ids = None
+        if is_packed:
+            position_ids = torch.stack([positions(pieces(one), width) for one in examples])
         return Batch(
             input_ids=input_ids,
             attention_mask=attention_mask,
             targets=targets,
             num_tokens=int(attention_mask.sum()),
             num_targets=int((targets != IGNORE_INDEX).sum()),
+            position_ids=position_ids,
         )
 
 
 def load_dataset(options: LoraOptions, encoder: Encoder, pad_token_id: int) -> Dataset:
-    """Read, split, sample and tokenise the data that the options name.
+    """Read, split, mix, sample, tokenise and pack the data that the options name.
+
+    What is tokenised once is kept on disk for other processes with the same data and options.
 
     Raises:
         ValueError: A missing file, a bad row, or a set without anything to learn.
     """
-    train_samples, eval_samples = _split(options)
-    notes = []
-    if not encoder.has_chat_template:
+    sets, notes = load_example_sets(options, encoder)
+    notes = [*sets.notes, *notes]
+    train: Sequence[Example] = sets.train
+    if options.packing:
+        train = pack(sets.train, options.max_length, options.data_seed)
         notes.append(
-            "the model has no chat template: conversations are written as "
-            "'### Instruction: ... ### Response: ...'"
+            f"packing: {len(sets.train)} training examples are in {len(train)} rows of up to "
+            f"{options.max_length} tokens"
         )
-    train, train_notes = _encode("training", train_samples, encoder, options.max_length)
-    notes += train_notes
-    evaluation: list[Example] = []
-    if eval_samples:  # there are none where nothing is validated
-        evaluation, eval_notes = _encode("validation", eval_samples, encoder, options.max_length)
-        notes += eval_notes
-    return Dataset(train, evaluation, notes, pad_token_id, options.max_length)
-
-
-def _split(options: LoraOptions) -> tuple[list[Sample], list[Sample]]:
-    """Return the samples to train and to validate on, after the limits."""
-    train_path = Path(options.train_file).expanduser()
-    samples = read_samples(read_records(train_path), options.data_format)
-    train_order = _shuffled(len(samples), options.data_seed)
-    if options.validation_file is not None:
-        eval_path = Path(options.validation_file).expanduser()
-        eval_pool = read_samples(read_records(eval_path), options.data_format)
-        eval_order = _shuffled(len(eval_pool), options.data_seed)
-    elif options.val_size is None:
-        eval_pool, eval_order = [], []  # nothing is validated
-    else:
-        num_eval = _num_validation_samples(options.val_size, len(samples), train_path)
-        eval_pool, eval_order = samples, train_order[:num_eval]
-        train_order = train_order[num_eval:]
-    return (
-        [samples[index] for index in sorted(train_order[: options.max_train_samples])],
-        [eval_pool[index] for index in sorted(eval_order[: options.eval_pool_size])],
+    return Dataset(
+        train,
+        [example for examples in sets.validation.values() for example in examples],
+        notes,
+        pad_token_id,
+        options.max_length,
+        validation_sizes={name: len(examples) for name, examples in sets.validation.items()},
+        num_skipped_rows=sets.num_skipped_rows,
+        one_row="flash" in (options.attn_implementation or ""),
     )
 
 
-def _shuffled(count: int, seed: int) -> list[int]:
-    order = list(range(count))
-    random.Random(seed).shuffle(order)
-    return order
+def _ranges(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    ranges, first = {}, 0
+    for name, size in sizes.items():
+        ranges[name] = tuple(range(first, first + size))
+        first += size
+    return ranges
 
 
-def _num_validation_samples(val_size: float, num_samples: int, path: Path) -> int:
-    wanted = round(val_size * num_samples) if val_size < 1 else int(val_size)
-    wanted = max(wanted, 1)
-    if wanted >= num_samples:
-        raise ValueError(
-            f"val_size: {val_size} takes {wanted} of the {num_samples} rows of {path} and leaves "
-            f"none to train on. Give a smaller val_size, or a validation_file."
-        )
-    return wanted
-
-
-def _encode(
-    name: str, samples: Sequence[Sample], encoder: Encoder, max_length: int
-) -> tuple[list[Example], list[str]]:
-    """Tokenise one set; leave out what has nothing to learn, and say so."""
-    examples = [encoder.encode(sample) for sample in samples]
-    kept = [example for example in examples if example.num_targets > 0]
-    if not kept:
-        raise ValueError(
-            f"none of the {len(examples)} {name} examples has a token of an answer within "
-            f"max_length: {max_length}. Give a larger max_length."
-        )
-    num_truncated = sum(example.truncated for example in kept)
-    num_skipped = sum(example.num_skipped_answers for example in kept)
-    notes = []
-    if num_truncated:
-        notes.append(
-            f"{num_truncated} of {len(examples)} {name} examples are cut to max_length {max_length}"
-        )
-    if len(kept) < len(examples):
-        notes.append(
-            f"{len(examples) - len(kept)} of {len(examples)} {name} examples are left out: no "
-            f"token of their answer is within max_length {max_length}"
-        )
-    if num_skipped:
-        notes.append(
-            f"{num_skipped} earlier answers of {name} conversations are not learned: the chat "
-            f"template rewrites them when the conversation goes on"
-        )
-    return kept, notes
-
-
-def _digest(*example_sets: Sequence[Example]) -> str:
+def _digest(
+    train: Sequence[Example], validation: Sequence[Example], validation_sizes: Mapping[str, int]
+) -> str:
     sha = hashlib.sha256()
-    for examples in example_sets:
+    for examples in (train, validation):
         for example in examples:
+            sha.update(str(example.lengths or "").encode())
             sha.update(example.input_ids.numpy().tobytes())
             sha.update(example.labels.numpy().tobytes())
         sha.update(b"end of set")
+    if list(validation_sizes) not in ([], [ONLY_SET]):
+        sha.update(json.dumps(validation_sizes).encode())
     return sha.hexdigest()

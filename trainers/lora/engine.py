@@ -5,7 +5,7 @@ Imports torch; ``trainers.lora.LoraTrainer`` is the way in that does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from trainers.lora.base_model import BaseModel, load_base_model, load_tokenizer
 from trainers.lora.callbacks import TrialCallbacks
 from trainers.lora.checkpoint import check_resumable, load_trial, save_trial
 from trainers.lora.course import Course
-from trainers.lora.dataset import Dataset, load_dataset
+from trainers.lora.dataset import load_dataset
 from trainers.lora.encoding import Encoder
 from trainers.lora.eval_sets import EvalSets
 from trainers.lora.full_weights import FullWeights
@@ -25,6 +25,7 @@ from trainers.lora.generation import Generator
 from trainers.lora.learning_rate import LearningRate
 from trainers.lora.options import LoraOptions
 from trainers.lora.order import DataOrder
+from trainers.lora.packing import check_keeps_apart
 from trainers.lora.passes import Passes, PassFailed, StepLoss, describe
 from trainers.lora.results import Results
 from trainers.lora.schedule import Schedule
@@ -48,13 +49,15 @@ class Engine:
     def __init__(self, fixed: LoraOptions, device: str) -> None:
         # Data first: its mistakes are the most frequent, and a large model takes minutes.
         self._tokenizer = load_tokenizer(fixed)
-        encoder = Encoder(self._tokenizer, fixed.max_length, fixed.default_system)
+        encoder = Encoder.of(fixed, self._tokenizer)
         self._dataset = load_dataset(fixed, encoder, _pad_token_id(self._tokenizer))
         self._base = load_base_model(fixed, device)
+        if fixed.packing:
+            check_keeps_apart(self._base.model, self._base.device)
         self._fixed = fixed
         side = side_model(self._base, fixed) if fixed.eval_async else None  # before any adapter
         self._notes = [*self._base.notes, *self._dataset.notes, *self._validation_notes(side)]
-        self._sets = EvalSets(fixed, _validation_sets(self._dataset))
+        self._sets = EvalSets(fixed, self._dataset.validation_sets)
         self._weights = self._make_weights()
         self._passes = Passes(self._base, self._weights, self._dataset)
         self._validator = self._make_validator(self._base, self._passes)
@@ -175,7 +178,7 @@ class Engine:
                 max_loss=options.max_loss or DIVERGED_LOSS_FACTOR * self._base.uniform_loss,
                 scaler=self._make_scaler(),
                 callbacks=callbacks,
-                where=self._where,
+                where=self._dataset.where,
                 notes=[*self._notes, *(callbacks.notes if callbacks is not None else ())],
             )
             if resume_from is not None:
@@ -226,20 +229,17 @@ class Engine:
         notes = []
         if self._fixed.eval_async and side is None:
             notes.append(IN_TURN)
-        if not self._fixed.validates and self._dataset.validation:
+        if not self._fixed.has_validation_data:
+            notes.append("nothing is validated: neither val_size nor validation_file is given")
+        elif not self._fixed.validates:
             notes.append(
                 f"eval_strategy: no: the {len(self._dataset.validation)} validation examples are "
                 f"not trained on, and not used"
             )
         return notes
 
-    def _where(self, rows: Sequence[int]) -> Sequence[str]:
-        """Return where training examples come from, if the dataset knows."""
-        where: Callable[[Sequence[int]], Sequence[str]] = getattr(self._dataset, "where", _numbers)
-        return where(rows)
-
     def _order(self, options: LoraOptions) -> DataOrder:
-        return DataOrder(options, len(self._dataset.train))
+        return DataOrder(options, len(self._dataset.train), self._dataset.train_lengths)
 
     def _make_scaler(self) -> torch.amp.GradScaler | None:
         if self._base.dtype != torch.float16:
@@ -260,15 +260,6 @@ class Engine:
             present = ", ".join(map(str, self._trials)) or "none"
             raise KeyError(f"trial {key} is not on this trainer. Present: {present}.")
         return self._trials[key]
-
-
-def _validation_sets(dataset: Dataset) -> Mapping[str, Sequence[int]]:
-    whole = {"": range(len(dataset.validation))}
-    return getattr(dataset, "validation_sets", whole)
-
-
-def _numbers(rows: Sequence[int]) -> list[str]:
-    return [f"row {row}" for row in rows]
 
 
 def _pad_token_id(tokenizer: object) -> int:

@@ -114,10 +114,12 @@ class Passes:
         arguments: dict[str, Any] = {"use_cache": False}
         if self._base.selects_logits:
             arguments["logits_to_keep"] = is_target
+        if batch.position_ids is None:
+            arguments["attention_mask"] = batch.attention_mask
+        else:  # from positions that begin again transformers masks examples of one row apart
+            arguments["position_ids"] = batch.position_ids
         with self._autocast():
-            output = self._base.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, **arguments
-            )
+            output = self._base.model(input_ids=batch.input_ids, **arguments)
         logits: Tensor = output.logits
         if logits.ndim == 3:
             logits = logits[is_target.to(logits.device)]

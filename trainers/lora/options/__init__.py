@@ -16,7 +16,8 @@ from pydantic import model_validator
 from trainers.lora.aliases import ALIASES, IGNORED, translate_values
 from trainers.lora.metrics import reported_names
 from trainers.lora.options import data, method, model, optimization, stopping, validation
-from trainers.lora.options.data import DataFormat, DataOptions
+from trainers.lora.options.data import VALIDATION_DATA, DataOptions
+from trainers.lora.options.dataset_entry import DataFormat
 from trainers.lora.options.method import ALL_LINEAR, MethodOptions
 from trainers.lora.options.model import ModelOptions
 from trainers.lora.options.optimization import OptimizationOptions
@@ -57,7 +58,7 @@ class LoraOptions(
     @property
     def has_validation_data(self) -> bool:
         """Whether the options name examples to validate on."""
-        return self.validation_file is not None or self.val_size is not None
+        return bool(self.validation_given)
 
     @property
     def validates(self) -> bool:
@@ -100,8 +101,8 @@ class LoraOptions(
     def pruning_problem(self) -> str | None:
         if not self.validates:
             return (
-                "do_eval: false (eval_strategy: no) leaves nothing to compare: set "
-                "'pruner: {type: none}', or let trials validate."
+                "nothing is validated, so there is nothing to compare: give val_size or "
+                "validation_file (and no 'do_eval: false'), or set 'pruner: {type: none}'."
             )
         if not self.is_scheduled:
             return (
@@ -123,15 +124,26 @@ class LoraOptions(
             completed["greater_is_better"] = direction == "maximize"
         return completed
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_validation_without_data(cls, given: object) -> object:
+        """As in transformers: nothing is validated where nothing is said of validation."""
+        if not isinstance(given, dict) or "eval_strategy" in given:
+            return given
+        has_data = any(given.get(name) is not None for name in VALIDATION_DATA)
+        return given if has_data else {**given, "eval_strategy": "no"}
+
     @model_validator(mode="after")
     def _one_validation_set(self) -> LoraOptions:
-        both = self.validation_file is not None and self.val_size is not None
-        if both or (self.eval_strategy != "no" and not self.has_validation_data):
-            given = "both" if both else "neither"
+        if len(self.validation_given) > 1:
             raise ValueError(
-                f"give validation_file or val_size, got {given}: trials are compared by their "
-                f"loss on one validation set, as in 'val_size: 0.1'. To train without validation "
-                f"set 'do_eval: false'."
+                f"give one of {' and '.join(self.validation_given)}: trials are compared by their "
+                f"loss on one validation set, as in 'val_size: 0.1'."
+            )
+        if self.eval_strategy != "no" and not self.has_validation_data:
+            raise ValueError(
+                f"eval_strategy: {self.eval_strategy} needs examples to validate on: give val_size "
+                f"or validation_file, as in 'val_size: 0.1'; or 'do_eval: false', to train without."
             )
         return self
 

@@ -75,7 +75,8 @@ class ValidationOptions(BaseModel):
     eval_strategy: EvalStrategy = Field(
         "steps",
         description="When to validate: steps (every eval_steps), epoch (at the end of each), or "
-        "no: never, or only when a callback asks for it. The last step always validates.",
+        "no: never, or only when a callback asks for it. The last step always validates. Without "
+        "validation data it is no, unless given.",
     )
     eval_steps: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = Field(
         0.2,
