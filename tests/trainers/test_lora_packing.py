@@ -149,30 +149,42 @@ def test_packing_keeps_every_example_and_its_place(tokenizer: Any, fixed: Option
     assert load(tokenizer, fixed, packing=True).digest == packed.digest
 
 
-def test_a_packed_trial_resumes_to_the_same_losses(fixed: Options, tmp_path: Path) -> None:
-    options: Options = {**fixed, "packing": True, "max_length": 128, "learning_rate": 3e-3}
-    options |= {
-        "max_steps": 6,
-        "eval_steps": 3,
-        "lora_dropout": 0.1,
-        "gradient_checkpointing": True,
-    }
-    options["per_device_train_batch_size"] = 2
+PACKED: Options = {
+    "packing": True,
+    "max_length": 128,
+    "learning_rate": 3e-3,
+    "max_steps": 4,
+    "eval_steps": 2,
+    "lora_dropout": 0.1,
+    "gradient_checkpointing": True,
+    "per_device_train_batch_size": 2,
+}
 
-    def losses(trainer: LoraTrainer, steps: int) -> list[object]:
-        reports = [report for _ in range(steps) for report in trainer.advance()]
-        lines = [line["loss"] for report in reports for line in report.step_lines]
-        return [*lines, *(report.metrics["eval_loss"] for report in reports)]
 
-    whole = LoraTrainer(options, "cpu")
-    whole.add(0, options)
-    losses(whole, 3)
-    whole.save(0, tmp_path)
-    rest = losses(whole, 3)
+def losses(trainer: LoraTrainer, trial: int, steps: int) -> list[object]:
+    found = [report for _ in range(steps) for report in trainer.advance()]
+    reports = [report for report in found if report.trial == trial]
+    lines = [line["loss"] for report in reports for line in report.step_lines]
+    return [*lines, *(report.metrics["eval_loss"] for report in reports)]
+
+
+def test_a_packed_trial_has_the_same_losses_resumed_and_beside_others(
+    fixed: Options, tmp_path: Path
+) -> None:
+    options = {**fixed, **PACKED}
+    trainer = LoraTrainer(options, "cpu")
+    trainer.add(0, options)
+    begun = losses(trainer, 0, 2)
+    trainer.save(0, tmp_path)
+    rest = losses(trainer, 0, 2)
+    assert len(begun) == len(rest) == 3
     resumed = LoraTrainer(options, "cpu")
+    resumed.add(1, {**options, "seed": 7, "per_device_train_batch_size": 1})
     resumed.add(0, options, tmp_path)
-    assert losses(resumed, 3) == rest
-    assert len(rest) == 4
+    assert losses(resumed, 0, 2) == rest
+    resumed.remove(0)
+    resumed.add(0, options)
+    assert losses(resumed, 0, 2) == begun
 
 
 def test_packing_twice_keeps_the_pieces() -> None:

@@ -286,6 +286,17 @@ def test_columns_and_roles_may_have_other_names(
         load(tokenizer, no_data, datasets=[{**entries[0], "path": bad}], val_size=1)
 
 
+def test_one_file_may_be_read_in_two_ways(
+    tokenizer: Any, no_data: Options, write_rows: WriteRows
+) -> None:
+    path = str(write_rows(*[{"text": f"one {n}", "other": f"two {n}"} for n in range(3)]))
+    entries = [{"path": path, "data_format": "text"}]
+    entries.append({"path": path, "data_format": "text", "columns": {"text": "other"}})
+    dataset = load(tokenizer, no_data, datasets=entries, val_size=1)
+    found = {tokenizer.decode(e.input_ids) for e in (*dataset.train, *dataset.validation)}
+    assert found == {f"{word} {n}<|im_end|>" for word in ("one", "two") for n in range(3)}
+
+
 def test_several_validation_sets_are_told_apart(
     tokenizer: Any, no_data: Options, write_rows: WriteRows, train_file: Path
 ) -> None:

@@ -92,7 +92,7 @@ def test_a_text_begins_as_the_tokenizer_begins_it(tokenizer: Any, name: str) -> 
 
 
 def test_markers_that_the_tokenizer_lacks_are_said(tokenizer: Any) -> None:
-    assert Encoder(tokenizer, 9, None, "chatml").notes == []
+    assert Encoder(tokenizer, 9, None, "chatml").notes == ()
     (note,) = Encoder(tokenizer, 9, None, "gemma").notes
     assert "<start_of_turn>, <end_of_turn> are no token" in note
 
@@ -122,6 +122,18 @@ def test_a_system_message_without_a_place_is_refused(tokenizer: Any) -> None:
     turns = (Message("system", "be brief"), Message("assistant", "one"))
     with pytest.raises(ValueError, match=r"here: the gemma chat template refuses.*no user turn"):
         Encoder(tokenizer, 99, None, "gemma").encode(Conversation("here", turns))
+
+
+def test_another_day_makes_no_other_data(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "dated.jinja"
+    path.write_text(
+        "Today is {{ strftime_now('%d %b %Y') }}.{% for m in messages %}{{ m.content }};{% endfor %}"
+    )
+    encoder = Encoder(tokenizer, 99, None, str(path))
+    example = encoder.encode(Conversation("x", TURNS[3:]))
+    assert tokenizer.decode(example.input_ids).startswith("Today is 26 Jul 2024.say two;")
+    (note,) = encoder.notes
+    assert "writes today's date: here it is always 26 Jul 2024" in note
 
 
 def test_other_tools_names_stand_for_ours_or_the_models_own() -> None:

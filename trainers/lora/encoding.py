@@ -9,28 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2.sandbox
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from trainers.lora.chat_template import begin_text, choose_template
 from trainers.lora.options import LoraOptions
 from trainers.lora.samples import Completion, Conversation, Message, Sample
-from trainers.lora.templates import TEMPLATES
 
 IGNORE_INDEX = -100
-
-PLAIN_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message.role == 'system' %}{{ message.content }}\n\n"
-    "{% elif message.role == 'user' %}### Instruction:\n{{ message.content }}\n\n### Response:\n"
-    "{% else %}{{ message.content }}{{ eos_token }}\n\n"
-    "{% endif %}{% endfor %}"
-)
-"""For base models that come without a chat template; Alpaca's wording."""
 
 Span = tuple[int, int]
 
@@ -98,11 +87,8 @@ class Encoder:
         self._default_system = default_system
         self._train_on_prompt = train_on_prompt
         self._mask_history = mask_history
-        self._bos = _bos_text(tokenizer)
-        self._template_name = chat_template
-        self._own_template = _read_template(chat_template)
-        if self._own_template is None and not tokenizer.chat_template:
-            self._own_template = PLAIN_CHAT_TEMPLATE
+        self._begin = begin_text(tokenizer)
+        self._chat = choose_template(chat_template, tokenizer)
 
     @classmethod
     def of(cls, options: LoraOptions, tokenizer: Any) -> Encoder:
@@ -117,34 +103,14 @@ class Encoder:
         )
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> tuple[str, ...]:
         """What the user should know of the template."""
-        if self._template_name is None:
-            if self._own_template is None:
-                return []
-            return [
-                "the model has no chat template: conversations are written as "
-                "'### Instruction: ... ### Response: ...'"
-            ]
-        named = TEMPLATES.get(self._template_name)
-        vocabulary = self._tokenizer.get_vocab()
-        spelled = [m for m in (named.markers if named else ()) if m not in vocabulary]
-        if spelled:
-            return [
-                f"chat_template {self._template_name}: {', '.join(spelled)} "
-                f"{'is' if len(spelled) == 1 else 'are'} no token of this model's tokenizer, and "
-                f"spelled out"
-            ]
-        return []
+        return self._chat.notes
 
     @property
     def chat_template(self) -> str:
         """The template in use, as a tokenizer would keep it."""
-        if self._own_template is None:
-            template = self._tokenizer.chat_template
-            return template if isinstance(template, str) else str(template.get("default", ""))
-        bos = self._bos if self._adds_bos else ""
-        return (f"{{{{ {json.dumps(bos)} }}}}" if bos else "") + self._own_template
+        return self._chat.whole
 
     def fingerprint(self) -> list[str]:
         """Return what changes when a sample may become other tokens."""
@@ -153,9 +119,7 @@ class Encoder:
             type(tokenizer).__name__,
             tokenizer.backend_tokenizer.to_str(),
             json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True),
-            json.dumps(tokenizer.chat_template, default=str),
-            json.dumps(self._own_template),
-            json.dumps([self._bos, self._max_length, self._default_system]),
+            json.dumps([self._chat.whole, self._begin, self._max_length, self._default_system]),
             json.dumps([self._train_on_prompt, self._mask_history]),
         ]
 
@@ -185,7 +149,7 @@ class Encoder:
         )
 
     def _render_completion(self, sample: Completion) -> tuple[str, list[Span]]:
-        prompt = self._bos + sample.prompt
+        prompt = self._begin + sample.prompt
         text = prompt + sample.completion + (self._tokenizer.eos_token or "")
         return text, [(len(prompt), len(text))]
 
@@ -229,54 +193,15 @@ class Encoder:
                 turns,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                chat_template=self._own_template,
+                chat_template=self._chat.jinja,
             )
         except (TemplateError, TypeError) as error:
             roles = ", ".join(message.role for message in messages)
             raise ValueError(
-                f"{sample.where}: {self._whose} chat template refuses this conversation "
+                f"{sample.where}: {self._chat.whose} chat template refuses this conversation "
                 f"({roles}): {error}."
             ) from None
-        return self._bos + rendered if self._adds_bos else rendered
-
-    @property
-    def _adds_bos(self) -> bool:
-        """Templates of ours leave the token that begins a text to the tokenizer; files write it."""
-        return self._own_template is not None and (
-            self._template_name is None or self._template_name in TEMPLATES
-        )
-
-    @property
-    def _whose(self) -> str:
-        return "the model's" if self._template_name is None else f"the {self._template_name}"
-
-
-def _read_template(name: str | None) -> str | None:
-    """Return the Jinja of a template's name or file; None for the tokenizer's own."""
-    if name is None:
-        return None
-    if name in TEMPLATES:
-        return TEMPLATES[name].jinja
-    try:
-        text = Path(name).expanduser().read_text(encoding="utf-8-sig")
-        jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(
-            text
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"chat_template: {name!r} cannot be read ({error}). Give a .jinja file, or one of "
-            f"{', '.join(TEMPLATES)}."
-        ) from None
-    except jinja2.TemplateSyntaxError as error:
-        if "generation" not in str(error):  # transformers knows a tag of this name
-            raise ValueError(f"chat_template: {name}:{error.lineno}: {error.message}.") from None
-    return text
-
-
-def _bos_text(tokenizer: Any) -> str:
-    """Return the text of the token that this tokenizer begins every text with, if it does."""
-    begins = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    return str(tokenizer.bos_token) if begins else ""
+        return self._chat.begin + rendered
 
 
 def _label(input_ids: Tensor, offsets: Sequence[Span], answers: Sequence[Span]) -> Tensor:

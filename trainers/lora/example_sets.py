@@ -162,16 +162,16 @@ def _encode(
     base: str,
 ) -> tuple[list[Example], list[str]]:
     """Tokenise one set; leave out what has nothing to learn, and say so."""
-    known: dict[str, Example | None] = {}  # mixing repeats samples
+    known: dict[int, Example | None] = {}  # mixing repeats samples
     for sample in samples:
-        if sample.where not in known:
+        if id(sample) not in known:
             try:
                 example = encoder.encode(sample)
-                known[sample.where] = replace(example, where=example.where.removeprefix(base))
+                known[id(sample)] = replace(example, where=example.where.removeprefix(base))
             except ValueError as error:
                 bad_rows.refuse(error)
-                known[sample.where] = None
-    found = (known[sample.where] for sample in samples)
+                known[id(sample)] = None
+    found = (known[id(sample)] for sample in samples)
     examples = [example for example in found if example is not None]
     if not examples:
         raise _all_bad(name, bad_rows)

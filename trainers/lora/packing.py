@@ -107,7 +107,7 @@ def check_keeps_apart(model: Any, device: torch.device) -> None:
         model.train(was_training)
     leak = (one - changed).float().abs().max().item()
     seen = (one - plain).float().abs().max().item()
-    if leak > _LEAK_TOLERANCE * seen:
+    if not leak <= _LEAK_TOLERANCE * seen:
         raise ValueError(
             f"packing: in this model ({type(model).__name__}, attention "
             f"{model.config._attn_implementation}) examples of one row see each other. Leave "
