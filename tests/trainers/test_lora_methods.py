@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,9 +76,9 @@ def test_every_kind_learns_from_the_base_models_own_loss(fixed: Options, kind: s
     before = run.trainer.evaluate({**run.fixed, **KINDS[kind]})["eval_loss"]
     plain = Run(fixed)
     assert before == pytest.approx(plain.trainer.evaluate({**fixed, **A})["eval_loss"], rel=1e-5)
-    run.add(0, {**KINDS[kind], "max_steps": 20, "eval_steps": 20})
-    run.advance(20)
-    assert run.reports[0][-1].metrics["eval_loss"] < before - 0.05
+    run.add(0, {**KINDS[kind], "max_steps": 10, "eval_steps": 10})
+    run.advance(10)
+    assert run.reports[0][-1].metrics["eval_loss"] < before - 0.02
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,8 +94,9 @@ def test_a_plan_counts_what_is_trained(fixed: Options, kind: str) -> None:
     assert plan.num_trainable_parameters == trained == by_torch
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("saved_at", [2, 3])
+@pytest.mark.parametrize(
+    ("kind", "saved_at"), [*((kind, 3) for kind in KINDS), ("pissa", 2), ("full", 2)]
+)
 def test_every_kind_goes_on_from_its_saved_state_bit_by_bit(
     fixed: Options,
     alone: dict[str, list[tuple[object, ...]]],
@@ -184,7 +186,9 @@ def test_full_weights_load_with_plain_transformers(fixed: Options, tmp_path: Pat
     assert AutoTokenizer.from_pretrained(folder).chat_template is not None
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["pissa with rslora", "pissa with dora", "olora", "dora", "modules_to_save", "full"]
+)
 def test_merged_weights_and_a_visit_give_the_reported_loss(
     fixed: Options, tmp_path: Path, kind: str
 ) -> None:
@@ -350,15 +354,22 @@ def test_dora_is_trained_saved_and_not_a_lora(fixed: Options, tmp_path: Path) ->
     assert all(not torch.equal(saved[name], begun[name]) for name in magnitudes)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("kind", ["full", "pissa", "dora", "modules_to_save"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("full", "bfloat16"),
+        ("full", "float16"),
+        ("pissa", "bfloat16"),
+        ("dora", "bfloat16"),
+        ("modules_to_save", "bfloat16"),
+    ],
+)
 def test_half_precision_trains_float32_weights(
     fixed: Options, tmp_path: Path, kind: str, dtype: str
 ) -> None:
     options = {**KINDS[kind], "max_steps": 8, "eval_steps": 4}
     full: Options = {"finetuning_type": "full"} if kind == "full" else {}
     run = Run(fixed, dtype=dtype, **full)
-    before = base_digests(run) if dtype == "float16" else {}
     run.add(0, options)
     weights = run.trainer._engine._trials[0].parameters.values()
     assert {weight.dtype for weight in weights} == {torch.float32}
@@ -370,8 +381,6 @@ def test_half_precision_trains_float32_weights(
     resumed.advance(4)
     assert losses(resumed.reports[0]) == losses(run.reports[0][1:])
     assert losses(run.reports[0])[-1] < losses(run.reports[0])[0]
-    run.trainer.remove(0)
-    assert before in ({}, base_digests(run) if dtype == "float16" else {})
 
 
 def chosen(fixed: Options, **options: object) -> list[str]:
@@ -573,6 +582,7 @@ def test_a_device_map_is_passed_on(fixed: Options, monkeypatch: pytest.MonkeyPat
             {"finetuning_type": "full", "quantization_bit": 8},
             "cannot be done with quantization_bit",
         ),
+        ({"use_dora": True, "quantization_bit": 8}, "spoiling them. Give quantization_bit: 4"),
         ({"finetuning_type": "full", "lora_r": 4, "use_dora": True}, "so lora_r, use_dora would"),
         ({"finetuning_type": "full", "loraplus_lr_ratio": 4}, "is a rate of adapters"),
         ({"finetuning_type": "freeze"}, "'lora' or 'full'"),
@@ -617,6 +627,29 @@ def test_the_rate_falls_when_validations_do_not_get_better(fixed: Options, tmp_p
     resumed.add(0, options, tmp_path / "saved")
     resumed.advance(4)
     assert begun.told(0) + resumed.told(0) == run.told(0)
+
+
+def test_a_trial_saved_before_there_were_other_methods_goes_on(
+    fixed: Options, tmp_path: Path
+) -> None:
+    alone, begun, resumed = Run(fixed), Run(fixed), Run(fixed)
+    alone.add(0, A)
+    alone.advance(6)
+    begun.add(0, A)
+    begun.advance(3)
+    begun.trainer.save(0, tmp_path / "saved")
+    path = tmp_path / "saved" / "state" / "state.json"
+    state = json.loads(path.read_text())
+    del state["optimizer"], state["learning_rate"]
+    for name in ("finetuning_type", "init_lora_weights", "modules_to_save", "optim_args"):
+        del state["options"][name]
+    path.write_text(json.dumps({**state, "format": 1}))
+    resumed.add(0, A, tmp_path / "saved")
+    resumed.advance(3)
+    assert begun.told(0) + resumed.told(0) == alone.told(0)
+    path.write_text(json.dumps({**state, "format": 99}))
+    with pytest.raises(ValueError, match=r"saved in format 99, this version reads 1 and 2"):
+        resumed.add(1, A, tmp_path / "saved")
 
 
 class AloneContract(TrainerContract):

@@ -129,6 +129,44 @@ def test_a_llama_factory_file_is_understood(tmp_path: Path) -> None:
     assert options.target_modules == "all-linear"
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"finetuning_type": "full"}, {"finetuning_type": "full"}),
+        ({"quantization_bit": 8, "quantization_method": "bnb"}, {"quantization_bit": 8}),
+        ({"quantization_type": "fp4", "quantization_bit": 4}, {"quantization_type": "fp4"}),
+        ({"double_quantization": False}, {"double_quantization": False}),
+        ({"load_in_8bit": True}, {"quantization_bit": 8}),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, {"quantization_type": "fp4"}),
+        ({"bnb_4bit_use_double_quant": False}, {"double_quantization": False}),
+        ({"pissa_init": True}, {"init_lora_weights": "pissa_niter_16"}),
+        ({"pissa_init": True, "pissa_iter": 4}, {"init_lora_weights": "pissa_niter_4"}),
+        ({"pissa_iter": -1, "pissa_init": True}, {"init_lora_weights": "pissa"}),
+        ({"pissa_init": False, "pissa_iter": 4, "pissa_convert": True}, {}),
+        (
+            {"additional_target": "embed_tokens,lm_head"},
+            {"modules_to_save": ("embed_tokens", "lm_head")},
+        ),
+        ({"loraplus_lr_ratio": 16.0, "loraplus_lr_embedding": 1e-6}, {"loraplus_lr_ratio": 16.0}),
+        ({"disable_gradient_checkpointing": False}, {"gradient_checkpointing": True}),
+        ({"neftune_noise_alpha": 5}, {"neftune_noise_alpha": 5.0}),
+        ({"adapter": "qlora", "load_in_4bit": True}, {"finetuning_type": "lora"}),
+        ({"adapter": None}, {"finetuning_type": "full"}),
+        ({"optimizer": "adamw_bnb_8bit"}, {"optim": "adamw_bnb_8bit"}),
+        ({"peft_use_dora": True, "peft_use_rslora": True}, {"use_dora": True, "use_rslora": True}),
+        ({"peft_init_lora_weights": "olora"}, {"init_lora_weights": "olora"}),
+        ({"lora_modules_to_save": ["norm"]}, {"modules_to_save": ("norm",)}),
+        ({"noisy_embedding_alpha": 5}, {"neftune_noise_alpha": 5.0}),
+    ],
+)
+def test_methods_go_by_other_tools_names(
+    given: dict[str, object], expected: dict[str, object]
+) -> None:
+    options = LoraOptions.model_validate(LoraOptions.translate({**BASE, **given}))
+    changed = {name: getattr(options, name) for name in expected}
+    assert changed == expected
+
+
 def test_an_axolotl_file_is_understood() -> None:
     translated = LoraOptions.translate(
         {

@@ -6,6 +6,7 @@ Knows in which form and where to; which of its weights are trained is not decide
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -115,6 +116,9 @@ def load_base_model(options: LoraOptions, device: str) -> BaseModel:
         arguments["attn_implementation"] = options.attn_implementation
     if options.quantization_bit is not None:
         arguments["quantization_config"] = _quantization(options, dtype)
+        if options.quantization_bit == 8:
+            # A warning for each layer and batch of a validation, about a cast that is meant to be.
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         if options.quantization_bit == 8 and device_type == "cpu":
             notes += ("quantization_bit: 8 is several times slower than 4 on a CPU",)
     model = _load(transformers.AutoModelForCausalLM.from_pretrained, options, **arguments)

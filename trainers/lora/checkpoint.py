@@ -128,7 +128,8 @@ def _read_state(folder: Path) -> dict[str, Any]:
         ) from error
     if state["format"] not in _READABLE:
         raise ValueError(
-            f"{folder}: saved in format {state['format']}, this version reads {_READABLE}. "
+            f"{folder}: saved in format {state['format']}, this version reads "
+            f"{' and '.join(map(str, _READABLE))}. "
             f"Resume it with the version that wrote it."
         )
     return state

@@ -154,6 +154,11 @@ class LoraOptions(
                 f"{self.needs_own_base}, which cannot be done with quantization_bit: "
                 f"{self.quantization_bit}. Leave out quantization_bit, or train another way."
             )
+        if self.quantization_bit == 8 and self.use_dora:
+            raise ValueError(
+                "use_dora: true cannot be done with quantization_bit: 8: PEFT cannot read the "
+                "magnitudes of 8-bit layers without spoiling them. Give quantization_bit: 4."
+            )
         if self.loraplus_lr_ratio is not None and self.finetuning_type == "full":
             raise ValueError(
                 f"loraplus_lr_ratio: {self.loraplus_lr_ratio} is a rate of adapters, and "
