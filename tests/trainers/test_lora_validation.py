@@ -449,7 +449,7 @@ def test_a_jumping_gradient_names_its_rows(fixed: Options) -> None:
     trial.progress.grad_norms = [1e-6] * 6
     finish(run)
     lines = lines_of(run.reports[0])
-    assert [line["step"] for line in lines if "samples" in line][0] == 7
+    assert next(line["step"] for line in lines if "samples" in line) == 7
     rows = [row for rows in trial.order.micro_batches(7) for row in rows]
     assert lines[6]["samples"] == ", ".join(trial._where(rows))
     assert "samples" not in lines[4]

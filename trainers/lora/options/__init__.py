@@ -150,19 +150,27 @@ class LoraOptions(
     def _validation_beside_training(self) -> LoraOptions:
         if not self.eval_async:
             return self
+        own_base = getattr(self, "needs_own_base", None)
+        at_its_step = "at its step, and a validation beside training ends later"
         reasons = {
-            "callbacks": (bool(self.callbacks), "callbacks are told of a validation at its step"),
-            "eval_strategy: no": (self.eval_strategy == "no", "nothing is validated on a schedule"),
+            "callbacks": (
+                bool(self.callbacks),
+                f"callbacks are told of a validation {at_its_step}",
+            ),
+            "eval_strategy: no": (self.eval_strategy == "no", "no validation is scheduled"),
             f"lr_scheduler_type: {self.lr_scheduler_type}": (
                 self._follows_validation,
-                "the next step's learning rate follows from the validation",
+                f"the learning rate follows from a validation {at_its_step}",
+            ),
+            "trials that change the base model": (
+                own_base is not None,
+                f"{own_base}, and the copy beside training shares these",
             ),
         }
         for name, (is_given, why) in reasons.items():
             if is_given:
                 raise ValueError(
-                    f"eval_async: true cannot work with {name}: {why}, and a validation beside "
-                    f"training ends later. Leave one of the two out."
+                    f"eval_async: true cannot work with {name}: {why}. Leave one of the two out."
                 )
         return self
 
@@ -179,7 +187,7 @@ class LoraOptions(
     @property
     def _follows_validation(self) -> bool:
         """Whether the learning rate depends on validations."""
-        return str(self.lr_scheduler_type) == "reduce_lr_on_plateau"
+        return str(self.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy")
 
     @classmethod
     def translate(cls, given: Mapping[str, object]) -> dict[str, object]:
