@@ -276,6 +276,9 @@ def test_what_a_callback_changes_is_its_own_trials_copy(
             given = line(step)
             callbacks.step_end(given)
             assert given == line(step)
+            assert callbacks.is_epoch_end == (step == STEPS_PER_EPOCH)
+            if callbacks.is_epoch_end:
+                callbacks.epoch_end()
         validation = next(steps)
         for callbacks in (vandal, neighbour):
             callbacks.evaluated(validation)

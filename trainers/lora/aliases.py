@@ -19,6 +19,7 @@ ALIASES: Mapping[str, str] = {
     "max_samples": "max_train_samples",
     "warmup_ratio": "warmup_steps",
     "tokenized_path": "dataset_prepared_path",
+    "early_stopping_steps": "early_stopping_patience",
     # PEFT, TRL and transformers, also their older names
     "r": "lora_r",
     "bnb_4bit_quant_type": "quantization_type",
@@ -37,6 +38,7 @@ ALIASES: Mapping[str, str] = {
     "num_epochs": "num_train_epochs",
     "lora_target_modules": "target_modules",
     "eval_max_new_tokens": "max_new_tokens",
+    "eval_batch_size": "per_device_eval_batch_size",
     "lr_scheduler": "lr_scheduler_type",
     "optimizer": "optim",
     "peft_use_dora": "use_dora",
@@ -63,6 +65,7 @@ IGNORED: Mapping[str, str] = {
     "save_steps": _STUDY_SAVES,
     "save_strategy": _STUDY_SAVES,
     "save_total_limit": _STUDY_SAVES,
+    "saves_per_epoch": _STUDY_SAVES,
     "save_only_model": _STUDY_SAVES,
     "save_safetensors": _STUDY_SAVES,
     "resume_from_checkpoint": "a study resumes by its name",
@@ -129,6 +132,8 @@ def _translate(name: str, value: object, given: Mapping[str, object]) -> dict[st
         return DATA_TRANSLATORS[name](value, given)
     if name in ("pissa_init", "pissa_iter"):
         return _pissa(name, value, given.get("pissa_iter", 16))
+    if name == "evals_per_epoch":
+        return _evals_per_epoch(value, given)
     if name in _TRANSLATORS:
         return _TRANSLATORS[name](value)
     return {name: value}
@@ -203,6 +208,19 @@ def _do_eval(value: object) -> dict[str, object]:
     if not isinstance(value, bool):
         raise ValueError(f"do_eval must be true or false, got {value!r}.")
     return {} if value else {"eval_strategy": "no"}
+
+
+def _evals_per_epoch(value: object, given: Mapping[str, object]) -> dict[str, object]:
+    """Turn Axolotl's validations of an epoch into a fraction of the trial."""
+    epochs = given.get("num_epochs", given.get("num_train_epochs"))
+    if isinstance(value, int) and isinstance(epochs, int | float) and value * epochs > 1:
+        return {"eval_steps": 1 / (value * epochs)}
+    if value == 1:
+        return {"eval_strategy": "epoch"}
+    raise ValueError(
+        f"evals_per_epoch: {value!r} needs num_epochs beside it, a number, and to be 1 or more. "
+        f"Say when to validate by eval_steps: below 1 it is a fraction of the trial."
+    )
 
 
 def _eval_strategy(value: object) -> dict[str, object]:

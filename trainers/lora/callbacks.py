@@ -112,14 +112,14 @@ class TrialCallbacks:
             "train_dataloader": None,
             "eval_dataloader": None,
         }
-        self._has_begun = False
-        self._is_in_epoch = False
+        self._step = 0  # the state's own may be changed by a callback
+        self._has_begun = self._is_in_epoch = False
         self._losses_since_log: list[float] = []
 
     @property
     def is_epoch_end(self) -> bool:
         """Whether the step that was ended last is the last of an epoch, or of the trial."""
-        is_boundary = self._state.global_step % self._steps_per_epoch == 0
+        is_boundary = self._step % self._steps_per_epoch == 0
         return self._is_in_epoch and (is_boundary or self._control.should_training_stop)
 
     def train_begin(self) -> None:
@@ -160,7 +160,7 @@ class TrialCallbacks:
         As in transformers the loss in a log is the mean since the log before.
 
         Args:
-            line: The step's line: ``step`` and ``epoch`` in it set the state's.
+            line: The step's: its ``step``, ``epoch`` and ``loss`` are used.
             evaluation_due: Whether the schedule validates after this step.
             is_last: Whether the schedule ends with this step.
         """
@@ -168,7 +168,8 @@ class TrialCallbacks:
         assert isinstance(step, int)
         assert isinstance(epoch, float | int)
         assert isinstance(loss, float | int)
-        self._state.global_step, self._state.epoch = step, epoch
+        self._step = self._state.global_step = step
+        self._state.epoch = epoch
         self._losses_since_log.append(loss)
         # What transformers' DefaultFlowCallback does, before all others.
         control = self._control
@@ -206,7 +207,7 @@ class TrialCallbacks:
         seen = {**metrics, **named, "epoch": self._state.epoch}
         self._control.should_evaluate = False
         self._raise_event("on_evaluate", metrics=seen)
-        if self._state.global_step > 0:  # transformers does not count one before the first step
+        if self._step > 0:  # transformers does not count one before the first step
             self._compare_with_best(seen)
         return self._wishes
 
@@ -235,6 +236,7 @@ class TrialCallbacks:
         return {
             "trainer_state": as_json("the TrainerState", dataclasses.asdict(self._state)),
             "control": self._control.state()["args"],
+            "step": self._step,
             "callbacks": [callback.state() for callback in self._callbacks],
             "losses_since_log": list(self._losses_since_log),
         }
@@ -247,6 +249,7 @@ class TrialCallbacks:
         """
         self._state = TrainerState(**copy.deepcopy(state["trainer_state"]))
         self._control = TrainerControl(**state["control"])
+        self._step = state["step"]
         self._losses_since_log = list(state["losses_since_log"])
         for callback, exported in zip(self._callbacks, state["callbacks"], strict=True):
             callback.load_state(exported)
@@ -262,11 +265,7 @@ class TrialCallbacks:
         )
 
     def _raise_event(self, event: str, **arguments: object) -> None:
-        """Call the event of every callback.
-
-        Raises:
-            CallbackError: One of them fails, or wants what is not possible here.
-        """
+        """Call the event of every callback; raise a CallbackError if one fails."""
         for callback in self._callbacks:
             self._control = callback.call(
                 event, self._arguments, self._state, self._control, {**self._given, **arguments}

@@ -192,23 +192,26 @@ class LoraOptions(
     def _validation_beside_training(self) -> LoraOptions:
         if not self.eval_async:
             return self
+        at_its_step = "at its step, and a validation beside training ends later"
         reasons = {
-            "callbacks": (bool(self.callbacks), "callbacks are told of a validation at its step"),
-            f"finetuning_type: {self.finetuning_type}, init_lora_weights: {self.init_lora_weights}": (
-                self.needs_own_base is not None,
-                "the trial changes the base model that a snapshot is validated on",
+            "callbacks": (
+                bool(self.callbacks),
+                f"callbacks are told of a validation {at_its_step}",
             ),
-            "eval_strategy: no": (self.eval_strategy == "no", "nothing is validated on a schedule"),
+            "eval_strategy: no": (self.eval_strategy == "no", "no validation is scheduled"),
             f"lr_scheduler_type: {self.lr_scheduler_type}": (
                 self._follows_validation,
-                "the next step's learning rate follows from the validation",
+                f"the learning rate follows from a validation {at_its_step}",
+            ),
+            "trials that change the base model": (
+                self.needs_own_base is not None,
+                f"{self.needs_own_base}, and the copy beside training shares these",
             ),
         }
         for name, (is_given, why) in reasons.items():
             if is_given:
                 raise ValueError(
-                    f"eval_async: true cannot work with {name}: {why}, and a validation beside "
-                    f"training ends later. Leave one of the two out."
+                    f"eval_async: true cannot work with {name}: {why}. Leave one of the two out."
                 )
         return self
 

@@ -85,7 +85,8 @@ class StoppingOptions(BaseModel):
     callbacks: Callbacks = Field(
         (),
         description="transformers' TrainerCallback classes, as my_package.my_module:MyCallback, or "
-        "as a mapping with that as path and the constructor's arguments.",
+        "as a mapping with that as path and the constructor's arguments. They may ask for "
+        "validations and for the end; what is saved is every validation that is reported.",
     )
 
     def is_better(self, value: float, best: float, metric: str, threshold: float) -> bool:
