@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
+from hpo.config_file import read_config_file
 from hpo.database import shown
 from hpo.errors import SpecError
 from hpo.json_schema import file_schema
-from hpo.spec_file import read_config_file, read_spec_file
+from hpo.spec_file import read_spec_file
 
 GOOD = """\
 study: fake
