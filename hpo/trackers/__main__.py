@@ -1,11 +1,12 @@
-"""The process of one tracker: `python -m hpo.trackers TARGET NAME FOLDER STUDY`, told of trials on stdin.
+"""The process of one tracker: `python -m hpo.trackers TARGET NAME FOLDER STUDY GRACE_S`.
 
-A line on stdin is a trial's news, a line on stdout something for the user. It leaves when stdin ends, in
-`GRACE_S` at most, whatever its SDK does; so a driver that is killed leaves nothing behind.
+A line on stdin is a trial's news, a line on stdout something for the user. It leaves within GRACE_S
+of the end of stdin, whatever its SDK does; so a driver that is killed leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -13,39 +14,38 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from hpo.trackers.follower import Follower
 from hpo.trackers.tracker import Ending, Run
 
-GRACE_S = 10.0
 _SECRETS = ("KEY", "TOKEN", "PASSWORD", "SECRET", "CREDENTIAL")
 _MIN_SECRET_CHARS = 6
 
 
-def main(target: str, name: str, folder: str, study: str) -> None:
+def main(target: str, name: str, folder: str, study: str, grace_s: str) -> None:
     """Follow trials until stdin ends."""
     channel = _take_stdout()
     voice = _Voice(name, channel)
     module, _, attribute = target.partition(":")
+    inbox = _Inbox(float(grace_s))
     follower = None
     try:
         tracker = getattr(importlib.import_module(module), attribute)(Path(folder), study)
         follower = Follower(tracker, Path(folder) / "trackers" / name)
     except Exception as error:
         voice.warn(error)
-    for line in sys.stdin:
+    for run, ending in inbox:
         if follower is None:
             continue
         try:
-            run, ending = _parse(line)
             follower.follow(run, ending)
         except Exception as error:
             voice.warn(error)
         if follower.address:
             voice.tell(f"{name}: {follower.address}")
-    threading.Thread(target=_leave_in_time, daemon=True).start()
     if follower is not None:
         try:
             follower.leave()
@@ -96,9 +96,38 @@ def _parse(line: str) -> tuple[Run, Ending | None]:
     return run, None if message["ending"] is None else Ending(**message["ending"])
 
 
-def _leave_in_time() -> None:
-    time.sleep(GRACE_S)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+class _Inbox:
+    """The newest news of each trial. A thread reads, so that stdin's end is seen while an SDK hangs."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._changed = threading.Condition()
+        self._news: dict[int, tuple[Run, Ending | None]] = {}
+        self._ended = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __iter__(self) -> Iterator[tuple[Run, Ending | None]]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._news or self._ended)
+                if not self._news:
+                    return
+                number = next(iter(self._news))
+                news = self._news.pop(number)
+            yield news
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            with contextlib.suppress(ValueError):  # torn: the driver was killed in mid-line
+                run, ending = _parse(line)
+                with self._changed:
+                    self._news[run.number] = (run, ending)
+                    self._changed.notify()
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        time.sleep(self._grace_s)
+        os.killpg(os.getpgid(0), signal.SIGKILL)  # and what the SDK has started
 
 
 def _without_secrets(text: str) -> str:

@@ -113,7 +113,7 @@ class _Outlet:
         self._news: dict[int, str] = {}
         self._finishing = False
         path = [entry for entry in sys.path if entry]
-        arguments = (TRACKERS[name].target, name, str(folder), study)
+        arguments = (TRACKERS[name].target, name, str(folder), study, str(FLUSH_S))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hpo.trackers", *arguments],
             stdin=subprocess.PIPE,
