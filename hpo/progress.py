@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo import trial_log
+from hpo.lookup import find_trainer, option_defaults
 from hpo.studies import TrialRecord, best_of
 from hpo.study import Claim, Study
 from hpo.tables import counted, shown, trials_table
@@ -40,7 +41,12 @@ class RunProgress:
         self._notes: set[str] = set()
         spec = study.spec
         self._outlets = Outlets(
-            chosen(spec.report_to), study.folder, spec.study, spec.metric, spec.run_name
+            chosen(spec.report_to),
+            study.folder,
+            spec.study,
+            spec.metric,
+            spec.run_name,
+            option_defaults(find_trainer(spec.trainer).Options),
         )
         self._tell_of_ended()  # an earlier driver may have been killed before it could
         self._live: Live | None = None

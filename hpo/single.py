@@ -10,7 +10,7 @@ from hpo import trial_log
 from hpo.checkpoints import CheckpointStore
 from hpo.config_file import ConfigFile
 from hpo.errors import StudyError, TrainerError
-from hpo.lookup import find_trainer
+from hpo.lookup import find_trainer, option_defaults
 from hpo.proposals import config_digest
 from hpo.result import config_yaml, versions
 from hpo.trackers import check_installed, chosen
@@ -68,6 +68,7 @@ def train_config(
         file.output_dir.name,
         file.metric,
         file.run_name,
+        option_defaults(type(trainer).Options),
     )
     run = _Run(file, store, trainer, history, outlets, say)
     try:

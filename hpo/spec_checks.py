@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import optuna
 from pydantic import BaseModel, ValidationError
 
 from hpo.errors import SpecError
+from hpo.lookup import option_defaults
 from hpo.samplers import GRID, build_sampler
 from hpo.spec import BudgetSpec, PrunerSpec, ResourcesSpec, SamplerSpec
 from hpo.verdicts import Never, build_judge
@@ -134,16 +136,16 @@ def run_name_problems(
                 f"unknown field {{{name}}}.{did_you_mean(name, known)} It may name {{study}}, "
                 f"{{number}} and the trainer's options, as in 'r{{lora_r}}-{{number}}'.",
             )
-        if is_study and "number" not in fields:
+        if is_study and "number" not in fields and not fields - known:
             yield Problem(
                 ("run_name",),
                 f"{template!r} would name all trials alike. Put {{number}} into it, as in "
                 f"'{{study}}-{{number}}'.",
             )
         if not fields - known:
-            sample = dict.fromkeys(fields, "") | {**config, "study": "study", "number": 0}
-            template.format(**sample)
-    except ValueError as error:
+            values = {**option_defaults(options), **config, "study": "study", "number": 0}
+            template.format_map(defaultdict(str, values))
+    except (ValueError, TypeError) as error:
         yield Problem(("run_name",), f"{template!r} is no format of a name: {error}.")
 
 

@@ -33,7 +33,13 @@ class Outlets:
     """All trackers of one run of a study."""
 
     def __init__(
-        self, names: Sequence[str], folder: Path, study: str, metric: str, run_name: str
+        self,
+        names: Sequence[str],
+        folder: Path,
+        study: str,
+        metric: str,
+        run_name: str,
+        defaults: Mapping[str, object] | None = None,
     ) -> None:
         """Start a process for each tracker.
 
@@ -43,11 +49,13 @@ class Outlets:
             study: Its name, which groups the runs.
             metric: What it goes by.
             run_name: A format of ``study``, ``number`` and the trainer's options.
+            defaults: Of these options, where a trial's config leaves one out.
         """
         self._folder = folder.resolve()
         self._study = study
         self._metric = metric
         self._run_name = run_name
+        self._defaults = defaults or {}
         self._key = _study_key(self._folder) if names else ""
         self._said: queue.Queue[str] = queue.Queue()
         self._outlets: list[_Outlet] = []
@@ -70,7 +78,7 @@ class Outlets:
         run = Run(
             study=self._study,
             number=number,
-            name=run_name(self._run_name, self._study, number, config),
+            name=run_name(self._run_name, self._study, number, {**self._defaults, **config}),
             key=f"{self._study}-{number}-{self._key}",
             folder=self._folder,
             log_folder=log_folder.resolve(),
