@@ -14,9 +14,10 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hpo.errors import CheckpointError
 from trainers.protocol import ADAPTER_FOLDER, Report
@@ -195,7 +196,7 @@ class CheckpointStore:
             return Checkpoint(
                 folder=folder,
                 step=int(manifest["step"]),
-                history=tuple(Report(**report, step_lines=(), samples=()) for report in history),
+                history=tuple(_from_json(report) for report in history),
                 is_validation=bool(manifest["is_validation"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -206,6 +207,10 @@ def _as_json(report: Report) -> dict[str, object]:
     """Return a report without what only the log keeps."""
     kept = asdict(replace(report, step_lines=(), samples=()))
     return {name: value for name, value in kept.items() if name not in ("step_lines", "samples")}
+
+
+def _from_json(report: Mapping[str, Any]) -> Report:
+    return Report(**{**report, "notes": tuple(report.get("notes", ()))})
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hpo.errors import StudyError
+from hpo.lookup import find_trainer
 from hpo.spec import StudySpec
 
 MAY_CHANGE = (
@@ -12,6 +13,8 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "lease_s",
     "ray_address",
+    "report_to",
+    "run_name",
     "enqueue",
     "space",
 )
@@ -30,6 +33,7 @@ def check_edit(stored: StudySpec, edited: StudySpec) -> None:
         if name in MAY_CHANGE or old == new:
             continue
         if name == "fixed":
+            old = _completed(stored, edited)
             for key in sorted({*old, *new}):
                 if old.get(key) != new.get(key):
                     problems.append(
@@ -47,6 +51,17 @@ def check_edit(stored: StudySpec, edited: StudySpec) -> None:
             f"`hpo resume {stored.study}` to go on without the file. Ranges may widen; budget, "
             f"resources and 'enqueue:' may change."
         )
+
+
+def _completed(stored: StudySpec, edited: StudySpec) -> dict[str, object]:
+    """Return the stored options as a file of today is read: studies of old lack what follows."""
+    options = find_trainer(stored.trainer).Options
+    completed = options.for_metric(stored.fixed, stored.metric, stored.direction)
+    return {
+        name: value
+        for name, value in completed.items()
+        if name in stored.fixed or edited.fixed.get(name) == value
+    }
 
 
 def _plain(value: object) -> object:

@@ -12,7 +12,7 @@ from typing import cast
 
 from hpo.errors import SpecError
 from search_spaces.problems import did_you_mean
-from trainers.protocol import Trainer
+from trainers.protocol import Trainer, TrainerOptions
 
 TRAINER_GROUP = "hpo.trainers"
 
@@ -44,6 +44,16 @@ def find(kind: str, name: str, known: Mapping[str, str]) -> object:
             f"cannot import the {kind} {name!r}: {error}. Install its package in this environment "
             f"(and on every node), or mend the path."
         ) from error
+
+
+def option_defaults(options: type[TrainerOptions]) -> dict[str, object]:
+    """Return what a trainer's options are where a config leaves them out."""
+    fields = options.model_fields.items()
+    return {
+        name: field.get_default(call_default_factory=True, validated_data={})
+        for name, field in fields
+        if not field.is_required()
+    }
 
 
 def find_trainer(name: str) -> type[Trainer]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,16 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo import trial_log
-from hpo.studies import best_of
+from hpo.lookup import find_trainer, option_defaults
+from hpo.studies import TrialRecord, best_of
 from hpo.study import Claim, Study
 from hpo.tables import counted, shown, trials_table
+from hpo.trackers import chosen
+from hpo.trackers.outlet import FLUSH_S, Outlets
+from hpo.trackers.tracker import Ending
 from trainers.protocol import Report
 
 REFRESH_S = 0.5
 
 
 class RunProgress:
-    """Writes each trial's log, and tells the user what happens."""
+    """Writes each trial's log, tells the user what happens, and the trackers where to look."""
 
     def __init__(self, study: Study, console: Console) -> None:
         """Watch a study.
@@ -33,6 +38,17 @@ class RunProgress:
         self._console = console
         self._started = time.monotonic()
         self._drawn_at = 0.0
+        self._notes: set[str] = set()
+        spec = study.spec
+        self._outlets = Outlets(
+            chosen(spec.report_to),
+            study.folder,
+            spec.study,
+            spec.metric,
+            spec.run_name,
+            option_defaults(find_trainer(spec.trainer).Options),
+        )
+        self._tell_of_ended()  # an earlier driver may have been killed before it could
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(console=console, auto_refresh=False, transient=True)
@@ -44,12 +60,19 @@ class RunProgress:
         params = ", ".join(f"{k}={shown(claim.config[k])}" for k in space if k in claim.config)
         verb = "goes on" if claim.adopted else "begins"
         self._line(f"trial {claim.number} {verb}: {params}")
+        log_folder = self._study.store.trial_folder(claim.number)
+        self._outlets.tell(claim.number, claim.config, log_folder)
 
     def reported(self, number: int, report: Report, over: bool) -> None:
         """Tell of a validation or an end, and keep the trial's log."""
         trial = self._study.trials()[number]
         verdict = (trial.reason or trial.state.lower()) if over else "goes on"
         trial_log.append(self._study.store.trial_folder(number), report, verdict)
+        self._tell(trial)
+        for note in report.notes:
+            if note not in self._notes:
+                self._notes.add(note)
+                self._line(f"note: {note}")
         metric = self._study.spec.metric
         value = report.metrics.get(metric)
         text = f"trial {number} step {report.step}"
@@ -64,22 +87,44 @@ class RunProgress:
     def noted(self, message: str) -> None:
         """Tell something."""
         if self._live is not None:
-            self._live.console.print(f"[dim]{message}[/dim]")
+            self._live.console.print(message, style="dim", markup=False)
         else:
             self._line(message)
 
     def tick(self) -> None:
         """Redraw the live table when it is time."""
+        self._say(self._outlets.heard())
         now = time.monotonic()
         if self._live is None or now < self._drawn_at + REFRESH_S:
             return
         self._drawn_at = now
         self._live.update(self._picture(), refresh=True)
 
-    def close(self) -> None:
-        """Give the terminal back."""
+    def close(self, wait_s: float = FLUSH_S) -> None:
+        """Give the terminal back; wait for the trackers, but not longer than ``wait_s``."""
         if self._live is not None:
             self._live.stop()
+            self._live = None
+        if wait_s:
+            self._tell_of_ended()
+        self._say(self._outlets.close(wait_s))
+
+    def _tell_of_ended(self) -> None:
+        if self._study.spec.report_to:
+            for trial in self._study.trials():
+                if trial.reason is not None:
+                    self._tell(trial)
+
+    def _tell(self, trial: TrialRecord) -> None:
+        ending = None
+        if trial.reason is not None:
+            ending = Ending(trial.state, trial.reason, trial.message, trial.value)
+        folder = self._study.store.trial_folder(trial.number)
+        self._outlets.tell(trial.number, trial.config, folder, ending)
+
+    def _say(self, said: Sequence[str]) -> None:
+        for text in said:
+            self.noted(text)
 
     def _picture(self) -> Group:
         trials = self._study.trials()

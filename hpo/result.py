@@ -63,6 +63,7 @@ def write_result(folder: Path, spec: StudySpec, trial: TrialRecord, checkpoint: 
         "metric": spec.metric,
         "value": trial.value,
         "params": trial.params,
+        "notes": list(trial.notes),
         "history": [{"validation": k, **said} for k, said in trial.reports.items()],
         "seeds": {"sampler": spec.sampler.seed, "training": trial.config.get("seed")},
         "versions": versions(),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from hpo import trial_log
 from hpo.checkpoints import CheckpointStore
+from hpo.config_file import ConfigFile
 from hpo.errors import StudyError, TrainerError
-from hpo.lookup import find_trainer
+from hpo.lookup import find_trainer, option_defaults
 from hpo.proposals import config_digest
 from hpo.result import config_yaml, versions
-from hpo.spec_file import ConfigFile
+from hpo.trackers import check_installed, chosen
+from hpo.trackers.outlet import Outlets
+from hpo.trackers.tracker import Ending
 from trainers.protocol import ADAPTER_FOLDER, Report, Trainer
 
 NUMBER = 0
@@ -29,8 +32,8 @@ def train_config(
 
     Args:
         file: The config. Its output folder gets ``adapter/`` (of the best validation),
-            ``config.yaml`` and the checkpoints.
-        say: Told of each validation.
+            ``config.yaml``, the checkpoints, and what trackers write.
+        say: Told of each validation, of what the trainer notes, and of trackers.
         is_stopping: Asked after each step; then the training is saved and left.
 
     Returns:
@@ -41,6 +44,7 @@ def train_config(
         StudyError: The folder holds checkpoints of another config.
         InterruptedTrainingError: It was asked to stop, and did.
     """
+    check_installed(file.report_to)
     store = CheckpointStore(file.output_dir / f"checkpoints-{config_digest(file.config)[:8]}")
     others = [path for path in file.output_dir.glob("checkpoints-*") if path != store.root]
     if others:
@@ -58,20 +62,79 @@ def train_config(
             trainer.add(NUMBER, file.config, found.folder if found else None)
     except ValueError as error:
         raise TrainerError(str(error)) from error
-    while not (history and history[-1].end):
-        for report in trainer.advance():
-            trial_log.append(store.trial_folder(NUMBER), report, report.end or "goes on")
-            if report.end in ("failed", "diverged"):
-                raise TrainerError(f"training {report.end} at step {report.step}: {report.message}")
-            history.append(replace(report, step_lines=(), samples=()))
-            _save(store, trainer, history, is_validation=True)
-            steps = store.steps(NUMBER)
-            store.delete(NUMBER, keep={*steps[-2:], _best(history, file).step})
-            say(_spoken(report))
-        if is_stopping() and not (history and history[-1].end):
-            _save(store, trainer, history, is_validation=False)
-            raise InterruptedTrainingError
+    outlets = Outlets(
+        chosen(file.report_to),
+        file.output_dir,
+        file.output_dir.name,
+        file.metric,
+        file.run_name,
+        option_defaults(type(trainer).Options),
+    )
+    run = _Run(file, store, trainer, history, outlets, say)
+    try:
+        run.train(is_stopping)
+    finally:
+        _say_all(say, outlets.close())
     return _hand_over(store, history, file)
+
+
+@dataclass
+class _Run:
+    """One training: its reports are logged, saved and told of as they come."""
+
+    file: ConfigFile
+    store: CheckpointStore
+    trainer: Trainer
+    history: list[Report]
+    outlets: Outlets
+    say: Callable[[str], None]
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.history) and self.history[-1].end is not None
+
+    def train(self, is_stopping: Callable[[], bool]) -> None:
+        self._tell(self.history[-1] if self.is_over else None)
+        while not self.is_over:
+            for report in self.trainer.advance():
+                self._take(report)
+            _say_all(self.say, self.outlets.heard())
+            if is_stopping() and not self.is_over:
+                _save(self.store, self.trainer, self.history, is_validation=False)
+                raise InterruptedTrainingError
+
+    def _take(self, report: Report) -> None:
+        trial_log.append(self.store.trial_folder(NUMBER), report, report.end or "goes on")
+        known = {note for earlier in self.history for note in earlier.notes}
+        _say_all(self.say, [f"note: {note}" for note in report.notes if note not in known])
+        if report.end in ("failed", "diverged"):
+            self._tell(report)
+            raise TrainerError(f"training {report.end} at step {report.step}: {report.message}")
+        self.history.append(replace(report, step_lines=(), samples=()))
+        _save(self.store, self.trainer, self.history, is_validation=True)
+        steps = self.store.steps(NUMBER)
+        best = _best(self.history, self.file)
+        self.store.delete(NUMBER, keep={*steps[-2:], best.step})
+        self.say(_spoken(report))
+        self._tell(report)
+
+    def _tell(self, report: Report | None) -> None:
+        """Tell the trackers of a report, or that the training begins."""
+        ending = None
+        if report is not None and report.end is not None:
+            best = (
+                _best(self.history, self.file).metrics[self.file.metric] if self.history else None
+            )
+            is_good = report.end in ("finished", "stopped_early")
+            state = "COMPLETE" if is_good else "FAIL"
+            ending = Ending(state, report.end, report.message, best)
+        folder = self.store.trial_folder(NUMBER)
+        self.outlets.tell(NUMBER, self.file.config, folder, ending)
+
+
+def _say_all(say: Callable[[str], None], texts: Iterable[str]) -> None:
+    for text in texts:
+        say(text)
 
 
 def _save(

@@ -8,13 +8,43 @@ nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from search_spaces import SearchSpace
+from search_spaces.problems import did_you_mean
 
 STUDY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+DEFAULT_RUN_NAME = "{study}-{number}"
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "trackio", "all"]
+
+
+def tracker_names(value: object) -> list[TrackerName]:
+    """Return `report_to:` as a list: a name, several, `all` that are installed, or none.
+
+    Raises:
+        ValueError: A name is not known; with those that are.
+    """
+    given = [] if value in (None, "none", []) else value if isinstance(value, list) else [value]
+    known: tuple[TrackerName, ...] = get_args(TrackerName)
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"unknown tracker {name!r}.{did_you_mean(str(name), known)} Known: "
+                f"{', '.join(known)}, none."
+            )
+    return [name for name in known if name in given]
+
+
+Trackers = Annotated[
+    list[TrackerName],
+    BeforeValidator(
+        tracker_names,
+        json_schema_input_type=TrackerName | Literal["none"] | list[TrackerName] | None,
+    ),
+]
 
 
 class _Part(BaseModel):
@@ -121,6 +151,17 @@ class StudySpec(_Part):
     )
     keep_checkpoints: int = Field(
         3, ge=1, description="Finished trials whose best checkpoint is kept: the best so many."
+    )
+    report_to: Trackers = Field(
+        default_factory=list,
+        description="Experiment trackers: tensorboard, wandb, mlflow, comet_ml, trackio; one, a list, "
+        "all that are installed, or none.",
+    )
+    run_name: str = Field(
+        DEFAULT_RUN_NAME,
+        min_length=1,
+        description="A trial's name in the trackers: a format of study, number and options, as in "
+        "'r{lora_r}-{number}'.",
     )
     lease_s: float = Field(
         30.0, ge=1, description="Seconds after which a silent driver loses its trials to another."

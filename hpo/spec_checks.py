@@ -6,6 +6,9 @@ told. Reading and merging files is ``hpo.spec_file``.
 
 from __future__ import annotations
 
+import re
+import string
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -13,12 +16,15 @@ import optuna
 from pydantic import BaseModel, ValidationError
 
 from hpo.errors import SpecError
+from hpo.lookup import option_defaults
 from hpo.samplers import GRID, build_sampler
 from hpo.spec import BudgetSpec, PrunerSpec, ResourcesSpec, SamplerSpec
 from hpo.verdicts import Never, build_judge
 from search_spaces import SearchSpace, SpaceError
 from search_spaces.problems import Problem, did_you_mean
 from trainers.protocol import TrainerOptions
+
+DEFAULT_METRIC = "eval_loss"
 
 NUM_DRAWS = 16
 """Random configs that the trainer's options are checked with, beside each range's two ends."""
@@ -64,6 +70,83 @@ def validation_problems(
             if inside == "space" and item["type"] == "extra_forbidden":
                 continue  # the space's own parser has said so
             yield problem_of(item, (inside,), options)
+
+
+def metric_problems(
+    values: Mapping[str, object],
+    options: type[TrainerOptions],
+    space: SearchSpace,
+    fixed: Mapping[str, object],
+) -> Iterable[Problem]:
+    """Yield why a trial would lack the study's metric, or what its pruner compares."""
+    metric = str(values.get("metric", DEFAULT_METRIC))
+    pruner = _part(PrunerSpec, values.get("pruner", {}))
+    for config in configs(space):
+        try:
+            checked = options.model_validate({**fixed, **config})
+        except ValidationError:  # said elsewhere
+            continue
+        if message := metric_problem(metric, checked):
+            yield Problem(("metric",), message)
+        reason = checked.pruning_problem()
+        if reason is not None and pruner is not None and pruner.type != "none":
+            yield Problem(("pruner",), f"{pruner.type} cannot prune these trials: {reason}")
+
+
+def metric_problem(metric: str, options: TrainerOptions) -> str | None:
+    """Return why trials with these options do not report a metric, and what to change."""
+    names = options.metric_names()
+    if names is None or metric in names:
+        return None
+    adding = _adding(metric, options)
+    advice = f" Add it by '{adding}', or name" if adding else " Name"
+    return (
+        f"{metric!r} is not reported with these options.{did_you_mean(metric, names)} Reported: "
+        f"{', '.join(sorted(names))}.{advice} one of these as 'metric:'."
+    )
+
+
+def _adding(metric: str, options: TrainerOptions) -> str | None:
+    """Find a list of metrics among the options which, with one more entry, reports the metric."""
+    given = options.model_dump(exclude_unset=True)
+    for name, field in type(options).model_fields.items():
+        if not name.endswith("metrics"):
+            continue
+        words = re.findall(r"\w+", field.description or "")
+        for entry in dict.fromkeys((metric, metric.removeprefix("eval_"), *words)):
+            try:
+                changed = options.model_validate({**given, name: [*(given.get(name) or ()), entry]})
+            except ValidationError:
+                continue
+            if metric in (changed.metric_names() or ()):
+                return f"{name}: [{entry}]"
+    return None
+
+
+def run_name_problems(
+    template: str, options: type[TrainerOptions], config: Mapping[str, object], *, is_study: bool
+) -> Iterable[Problem]:
+    """Yield what is wrong with the format of the runs' names, tried on one config."""
+    known = {"study", "number", *options.model_fields}
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        for name in sorted(fields - known):
+            yield Problem(
+                ("run_name",),
+                f"unknown field {{{name}}}.{did_you_mean(name, known)} It may name {{study}}, "
+                f"{{number}} and the trainer's options, as in 'r{{lora_r}}-{{number}}'.",
+            )
+        if is_study and "number" not in fields and not fields - known:
+            yield Problem(
+                ("run_name",),
+                f"{template!r} would name all trials alike. Put {{number}} into it, as in "
+                f"'{{study}}-{{number}}'.",
+            )
+        if not fields - known:
+            values = {**option_defaults(options), **config, "study": "study", "number": 0}
+            template.format_map(defaultdict(str, values))
+    except (ValueError, TypeError) as error:
+        yield Problem(("run_name",), f"{template!r} is no format of a name: {error}.")
 
 
 def configs(space: SearchSpace) -> Iterable[dict[str, object]]:

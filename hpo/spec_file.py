@@ -19,20 +19,22 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from hpo.document import Document, read_document
 from hpo.errors import SpecError
 from hpo.lookup import find_trainer
-from hpo.spec import PrunerSpec, StudySpec
+from hpo.spec import DEFAULT_RUN_NAME, PrunerSpec, StudySpec, tracker_names
 from hpo.spec_checks import (
     configs,
     fixed_problems,
+    metric_problems,
     option_problems,
     problem_of,
+    run_name_problems,
     strategy_problems,
-    validation_problems,
 )
 from search_spaces import SearchSpace, SpaceError
 from search_spaces.problems import Problem, did_you_mean
 from trainers.protocol import TrainerOptions
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
+KEYS_NOT_OPTIONS = {"report_to", "run_name"}
 FILE_ONLY_KEYS = ("storage", "base")
 """Keys of the file that are no part of a stored study: where it is stored, and what was merged."""
 
@@ -48,25 +50,6 @@ class SpecFile:
 
     spec: StudySpec
     storage: str
-
-
-@dataclass(frozen=True)
-class ConfigFile:
-    """A checked file of one config.
-
-    Attributes:
-        trainer: Name or dotted path.
-        config: The trainer's options, without aliases.
-        output_dir: Where the adapter and the checkpoints go.
-        metric: Decides which validation's adapter is handed over.
-        sign: 1 if less of it is better, -1 if more.
-    """
-
-    trainer: str
-    config: dict[str, object]
-    output_dir: Path
-    metric: str = "eval_loss"
-    sign: float = 1.0
 
 
 def read_spec_file(path: Path) -> SpecFile:
@@ -90,55 +73,25 @@ def read_spec_file(path: Path) -> SpecFile:
             )
         )
         del values[key]
-    options = _options(values.get("trainer", "lora"), problems)
+    options = options_of(values.get("trainer", "lora"), problems)
     if options is not None:
         _translate_fixed(values, options, path.parent, problems)
         _translate_space(values, options, problems)
+        _complete_for_metric(values, options)
     spec = _validate(values, path.parent, problems)
     space = _parse_space(values, options, problems)
     if options is not None and space is not None:
-        problems += option_problems(options, space, _mapping(values.get("fixed")))
+        fixed = _mapping(values.get("fixed"))
+        problems += option_problems(options, space, fixed)
+        problems += metric_problems(values, options, space, fixed)
+        name = str(values.get("run_name", DEFAULT_RUN_NAME))
+        problems += run_name_problems(name, options, next(iter(configs(space)), {}), is_study=True)
     elif options is not None:
         problems += fixed_problems(options, _mapping(values.get("fixed")))
     problems += strategy_problems(values, space, options)
     if problems or spec is None or space is None or options is None:
-        raise document.error(_unique(problems))
+        raise document.error(unique(problems))
     return SpecFile(spec=_sized(spec, space, options), storage=storage)
-
-
-def read_config_file(path: Path) -> ConfigFile:
-    """Read a file of one config, as `hpo train` takes it: flat options of one trainer.
-
-    Raises:
-        SpecError: As ``read_spec_file``.
-    """
-    document = read_document(path)
-    values = dict(document.values)
-    if "space" in values:
-        raise SpecError(
-            f"{path}: has a 'space:' to search; type `hpo run {path}`. `hpo train` takes one config."
-        )
-    problems: list[Problem] = []
-    trainer = values.pop("trainer", "lora")
-    output_dir = (path.parent / str(values.pop("output_dir", "runs/train"))).resolve()
-    metric = str(values.pop("metric", "eval_loss"))
-    direction = values.pop("direction", "minimize")
-    if direction not in ("minimize", "maximize"):
-        problems.append(
-            Problem(("direction",), f"must be minimize or maximize, not {direction!r}.")
-        )
-    options = _options(trainer, problems)
-    if options is None:
-        raise document.error(problems)
-    values = _translate(values, options, path.parent, (), problems)
-    problems += [
-        Problem(problem.path[1:], problem.message, problem.at_key)
-        for problem in validation_problems(options, values, "fixed", options.model_fields)
-    ]
-    if problems:
-        raise document.error(_unique(problems))
-    sign = -1.0 if direction == "maximize" else 1.0
-    return ConfigFile(str(trainer), values, output_dir, metric, sign)
 
 
 def resolve_storage(url: str, folder: Path) -> str:
@@ -207,9 +160,10 @@ def _take_base(document: Document, problems: list[Problem]) -> dict[str, object]
     path = document.path.parent / base
     try:
         given = dict(read_document(path).values)
-        options = _options(values.get("trainer", "lora"), [])
+        _take_trackers(given, values, path)
+        options = options_of(values.get("trainer", "lora"), [])
         if options is not None:
-            given = _translate(given, options, path.parent, ("base",), problems)
+            given = translated(given, options, path.parent, ("base",), problems)
             given = {name: value for name, value in given.items() if name != "output_dir"}
     except SpecError as error:
         problems.append(Problem(("base",), str(error)))
@@ -234,7 +188,19 @@ def _take_base(document: Document, problems: list[Problem]) -> dict[str, object]
     return values
 
 
-def _options(trainer: object, problems: list[Problem]) -> type[TrainerOptions] | None:
+def _take_trackers(given: dict[str, object], values: dict[str, object], path: Path) -> None:
+    """Move a base's `report_to:` to the study, unless it has one."""
+    if "report_to" not in given:
+        return
+    try:
+        found = tracker_names(given.pop("report_to"))
+    except ValueError as error:
+        raise SpecError(f"{path}: report_to: {error}") from None
+    values.setdefault("report_to", found)
+
+
+def options_of(trainer: object, problems: list[Problem]) -> type[TrainerOptions] | None:
+    """Return the options of a trainer that a file names, or add a problem."""
     try:
         if not isinstance(trainer, str):
             raise SpecError(f"must be a name, not {trainer!r}.")
@@ -254,16 +220,25 @@ def _translate_fixed(
 ) -> None:
     fixed = values.get("fixed")
     if isinstance(fixed, dict):
-        values["fixed"] = _translate(fixed, options, folder, ("fixed",), problems)
+        for name in KEYS_NOT_OPTIONS & fixed.keys() - options.model_fields.keys():
+            problems.append(
+                Problem(
+                    ("fixed", name),
+                    "is a key of the study, not of its trainer: move it to the top of the file.",
+                    at_key=True,
+                )
+            )
+        values["fixed"] = translated(fixed, options, folder, ("fixed",), problems)
 
 
-def _translate(
+def translated(
     given: Mapping[str, object],
     options: type[TrainerOptions],
     folder: Path,
     where: tuple[str, ...],
     problems: list[Problem],
 ) -> dict[str, object]:
+    """Return options by their own names, with paths that start at the file's folder."""
     placed = {
         name: _absolute(value, folder)
         if options.aliases.get(name, name) in options.paths
@@ -294,6 +269,33 @@ def _absolute(value: object, folder: Path) -> object:
 
 
 _FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".parquet", ".txt", ".gguf", ".yaml", ".yml", ".jinja"}
+
+
+def _complete_for_metric(values: dict[str, object], options: type[TrainerOptions]) -> None:
+    """Add to ``fixed`` what follows from the study's metric, where the file names one."""
+    searched = _mapping(values.get("space"))
+    metric, fixed = values.get("metric"), _mapping(values.get("fixed"))
+    if isinstance(metric, str):
+        maximize = values.get("direction") == "maximize"
+        completed = completed_for(options, fixed, metric, maximize=maximize)
+        values["fixed"] = {k: v for k, v in completed.items() if k in fixed or k not in searched}
+
+
+def completed_for(
+    options: type[TrainerOptions], given: Mapping[str, object], metric: str, *, maximize: bool
+) -> dict[str, object]:
+    """Return options with what follows from the metric, if what is given allows it."""
+    completed = options.for_metric(given, metric, "maximize" if maximize else "minimize")
+    known = set(_messages(options, given))
+    return completed if set(_messages(options, completed)) <= known else dict(given)
+
+
+def _messages(options: type[TrainerOptions], given: Mapping[str, object]) -> Iterable[str]:
+    try:
+        options.model_validate(given)
+    except ValidationError as error:
+        return [item["msg"] for item in error.errors()]
+    return []
 
 
 def _translate_space(
@@ -374,7 +376,7 @@ def _mapping(value: object) -> dict[str, object]:
     return dict(value) if isinstance(value, dict) else {}
 
 
-def _unique(problems: Iterable[Problem]) -> list[Problem]:
+def unique(problems: Iterable[Problem]) -> list[Problem]:
     """Drop what says the same of the same place, and types complaints of one value."""
     seen: dict[tuple[object, str], Problem] = {}
     for problem in problems:

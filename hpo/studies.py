@@ -51,6 +51,7 @@ class TrialRecord:
         reports: Validation index -> step and metrics, in order.
         reason: Why it ended: finished, stopped_early, pruned, diverged, failed; None if it has not.
         message: The error of a trial that diverged or failed.
+        notes: What the trainer had to say of its data and model, each once.
         seconds: From its first start to its end, or to now.
     """
 
@@ -65,6 +66,7 @@ class TrialRecord:
     reason: str | None
     message: str | None
     seconds: float | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,8 @@ def trial_record(trial: FrozenTrial, spec: StudySpec) -> TrialRecord:
         for index in sorted(trial.intermediate_values)
     }
     best = best_validation(trial, spec)
-    end = attrs.get(END) or {}
+    end = dict(attrs.get(END) or {})
+    notes = [note for said in (*reports.values(), end) for note in said.pop("notes", ())]
     seconds = None
     if trial.datetime_start is not None and trial.datetime_complete is not None:
         seconds = (trial.datetime_complete - trial.datetime_start).total_seconds()
@@ -267,6 +270,7 @@ def trial_record(trial: FrozenTrial, spec: StudySpec) -> TrialRecord:
         reason=end.get("reason"),
         message=end.get("message"),
         seconds=seconds,
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 

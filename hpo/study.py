@@ -12,7 +12,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -262,14 +262,15 @@ class Study:
                     "failed",
                     f"the trainer reports no metric {self.spec.metric!r}. It reports: "
                     f"{', '.join(sorted(report.metrics))}. Name one of these as 'metric:'.",
+                    report.notes,
                 )
                 return True
             if not math.isfinite(value):
-                self._end(number, "diverged", f"{self.spec.metric} is {value}.")
+                self._end(number, "diverged", f"{self.spec.metric} is {value}.", report.notes)
                 return True
             self._file(number, report, float(value))
         if report.end is not None:
-            self._end(number, report.end, report.message)
+            self._end(number, report.end, report.message, report.notes)
             return True
         if report.metrics and self._stops_at(number, report.validation):
             self._end(number, "pruned", None)
@@ -280,6 +281,8 @@ class Study:
     def _file(self, number: int, report: Report, value: float) -> None:
         trial_id = self._ids[number]
         said: Any = {"step": report.step, "metrics": dict(report.metrics)}
+        if report.notes:
+            said["notes"] = list(report.notes)
 
         def write() -> None:
             with self._leases.held(trial_id, self._claims[number].epoch):
@@ -321,7 +324,9 @@ class Study:
         self._write(write)
         self._write(self._sync_one(trial_id))
 
-    def _end(self, number: int, reason: str, message: str | None) -> None:
+    def _end(
+        self, number: int, reason: str, message: str | None, notes: Sequence[str] = ()
+    ) -> None:
         trial_id = self._ids[number]
         state = STATE_OF_END[reason]
         trial = self._mirror.trials[number]
@@ -333,7 +338,7 @@ class Study:
 
         def write() -> None:
             with self._leases.held(trial_id, self._claims[number].epoch):
-                end = {"reason": reason, "message": message}
+                end = {"reason": reason, "message": message, "notes": list(notes)}
                 try:
                     self._storage.set_trial_system_attr(trial_id, END, end)
                     self._storage.set_trial_user_attr(trial_id, "ended", reason)

@@ -55,6 +55,31 @@ def trials_table(
     return table
 
 
+def samples_table(samples: Sequence[Mapping[str, object]]) -> Table:
+    """Return what was generated, prompt by prompt, so that one reads how its answers change."""
+    table = Table(header_style="bold", show_lines=False)
+    table.add_column("validation", justify="right", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("generated", overflow="fold", ratio=1)
+    by_prompt: dict[tuple[str, str], list[Mapping[str, object]]] = {}
+    for sample in samples:
+        asked = (_one_line(sample.get("prompt")), _one_line(sample.get("expected")))
+        by_prompt.setdefault(asked, []).append(sample)
+    for (prompt, expected), answers in by_prompt.items():
+        table.add_section()
+        table.add_row("prompt", "", Text(prompt, style="bold"))
+        table.add_row("expected", "", Text(expected, style="green"))
+        for sample in sorted(answers, key=lambda s: int(str(s["validation"]))):
+            generated = Text(_one_line(sample.get("generated")))
+            table.add_row(str(sample["validation"]), str(sample.get("step", "")), generated)
+    return table
+
+
+def _one_line(value: object) -> str:
+    text = "" if value is None else str(value)
+    return text.replace("\n", "⏎").replace("\t", " ")
+
+
 def studies_table(studies: Sequence[StudySummary]) -> Table:
     """Return one row a study."""
     table = Table(header_style="bold")
@@ -87,6 +112,7 @@ def as_json(trial: TrialRecord) -> dict[str, object]:
         "best_step": trial.best_step,
         "reason": trial.reason,
         "message": trial.message,
+        "notes": list(trial.notes),
         "seconds": trial.seconds,
         "params": trial.params,
         "config": trial.config,

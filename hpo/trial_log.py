@@ -1,49 +1,96 @@
-"""A trial's log: one JSON line a step and a validation, for people and for plots.
+"""A trial's log: one JSON line a step and a validation, for people, plots and trackers.
 
-Not the truth: a study resumes without it. After a crash, steps that are trained again replace the
-lines that they had.
+``metrics.jsonl`` has steps, validations, notes and the end; ``samples.jsonl`` what was generated at each
+validation. Not the truth: a study resumes without them. After a crash, steps that are trained
+again replace the lines that they had.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainers.protocol import Report
 
 LOG_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+
+Line = Mapping[str, object]
 
 
 def append(folder: Path, report: Report, verdict: str) -> None:
-    """Add a report's step lines, and its validation, to the log in a trial's folder."""
-    lines: list[Mapping[str, object]] = [{"kind": "step", **line} for line in report.step_lines]
+    """Add a report's step lines, validation, notes and samples to the logs in a trial's folder."""
+    lines: list[Line] = [{"kind": "step", **line} for line in report.step_lines]
     said = {"validation": report.validation, "step": report.step, **report.metrics}
     lines.append({"kind": "validation" if report.metrics else "end", **said, "verdict": verdict})
     if report.message:
         lines.append({"kind": "message", "step": report.step, "text": report.message})
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOG_FILE
-    first = min((_step(line) for line in report.step_lines), default=None)
-    kept = read(folder) if first is not None else []
-    if first is not None and kept and _step(kept[-1]) >= first:
-        rest = [line for line in kept if _step(line) < first]
-        path.write_text("".join(json.dumps(line) + "\n" for line in rest), encoding="utf-8")
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    first = min((_number(line, "step") for line in report.step_lines), default=None)
+    kept = read(folder) if first is not None or report.notes else []
+    if first is not None and kept and _number(kept[-1], "step") >= first:
+        kept = [
+            line for line in kept if _number(line, "step") < first or line.get("kind") == "note"
+        ]
+        _write(folder / LOG_FILE, kept)
+    known = {line.get("text") for line in kept if line.get("kind") == "note"}
+    notes = [note for note in dict.fromkeys(report.notes) if note not in known]
+    step = 0 if first is None else max(0, first - 1)
+    _add(folder / LOG_FILE, [*({"kind": "note", "step": step, "text": n} for n in notes), *lines])
+    if report.samples:
+        _append_samples(folder, report)
 
 
 def read(folder: Path) -> list[dict[str, object]]:
-    """Return the log's lines, oldest first; a torn last line is passed over."""
+    """Return the log's lines, oldest first; a torn line is passed over."""
+    return _read(folder / LOG_FILE)
+
+
+def read_samples(folder: Path) -> list[dict[str, object]]:
+    """Return what was generated: validation, step, prompt, expected, generated, ..."""
+    return _read(folder / SAMPLES_FILE)
+
+
+def _append_samples(folder: Path, report: Report) -> None:
+    path = folder / SAMPLES_FILE
+    at = {"validation": report.validation, "step": report.step}
+    kept = _read(path)
+    if kept and _number(kept[-1], "validation") >= report.validation:
+        _write(path, [x for x in kept if _number(x, "validation") < report.validation])
+    _add(path, [{**at, **sample} for sample in report.samples])
+
+
+def _read(path: Path) -> list[dict[str, object]]:
     lines = []
     with contextlib.suppress(FileNotFoundError):
-        for text in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines():
+        # Not splitlines(): a generated text may hold any of the other line ends.
+        for text in path.read_text(encoding="utf-8").split("\n"):
             with contextlib.suppress(ValueError):
-                lines.append(json.loads(text))
+                line = json.loads(text)
+                if isinstance(line, dict):
+                    lines.append(line)
     return lines
 
 
-def _step(line: Mapping[str, object]) -> int:
-    step = line.get("step", 0)
-    return int(step) if isinstance(step, int | float) else 0
+def _add(path: Path, lines: Sequence[Line]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        end = file.tell()
+        torn = False
+        if end:
+            with path.open("rb") as written:
+                written.seek(end - 1)
+                torn = written.read(1) != b"\n"
+        file.write("\n" * torn + "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write(path: Path, lines: Sequence[Line]) -> None:
+    fresh = path.with_name(f".{path.name}")
+    fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    fresh.replace(path)
+
+
+def _number(line: Line, key: str) -> int:
+    value = line.get(key, 0)
+    return int(value) if isinstance(value, int | float) else 0

@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainers.protocol import ADAPTER_FOLDER, STATE_FOLDER, Plan, Report, TrainerOptions
 
@@ -33,6 +33,12 @@ class FakeOptions(TrainerOptions):
     kill_once: str = ""
     overfit: float = 0.0
     full_at: int = 0
+    do_eval: bool = True
+    extra_metrics: list[str] = Field([], description="More metrics: exact_match, bleu.")
+    metric_for_best_model: str | None = None
+    greater_is_better: bool | None = None
+    note: str = ""
+    answers: bool = False
 
     shared: ClassVar[frozenset[str]] = frozenset({"base", "journal"})
     paths: ClassVar[frozenset[str]] = frozenset({"journal"})
@@ -42,6 +48,28 @@ class FakeOptions(TrainerOptions):
     def num_validations(self) -> int:
         return math.ceil(self.max_steps / self.eval_steps)
 
+    def metric_names(self) -> frozenset[str]:
+        if not self.do_eval:
+            return frozenset({"train_loss", "epoch"})
+        return frozenset({"eval_loss", "score", *self.extra_metrics})
+
+    def pruning_problem(self) -> str | None:
+        return None if self.do_eval else "do_eval: false leaves nothing to compare."
+
+    @classmethod
+    def for_metric(
+        cls, given: Mapping[str, object], metric: str, direction: Literal["minimize", "maximize"]
+    ) -> dict[str, object]:
+        completed = {"greater_is_better": direction == "maximize", "metric_for_best_model": metric}
+        return {**completed, **given} if metric == "score" else dict(given)
+
+    @field_validator("extra_metrics")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        if unknown := set(value) - {"exact_match", "bleu"}:
+            raise ValueError(f"unknown metrics {unknown}")
+        return value
+
 
 @dataclass
 class _Trial:
@@ -50,6 +78,7 @@ class _Trial:
     weight: float = 0.0
     validations: int = 0
     ended: bool = False
+    noted: bool = False
     lines: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -113,12 +142,19 @@ class FakeTrainer:
         trial.validations += 1
         lines, trial.lines = trial.lines, []
         metrics = {"eval_loss": loss, "score": -loss}
+        if not options.do_eval:
+            metrics = {"train_loss": loss, "epoch": trial.step / 10}
+        answer = {"prompt": "2 + 2 =", "expected": "4", "generated": f"about {loss:.3f}"}
+        notes = [options.note] if options.note and not trial.noted else []
+        trial.noted = True
         return Report(
             number,
             trial.validations,
             trial.step,
             metrics,
             lines,
+            samples=[answer] if options.answers else [],
+            notes=notes,
             end="finished" if done else None,
         )
 

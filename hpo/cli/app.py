@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from hpo.cli import search, show, single, tools
+from hpo.cli import plot, search, show, single, tools
 
 app = typer.Typer(
     name="hpo",
@@ -25,6 +25,7 @@ app.command()(show.status)
 app.command()(show.best)
 app.command("list")(show.list_)
 app.command()(show.logs)
+app.command()(plot.plot)
 app.command()(tools.dashboard)
 app.command()(tools.export)
 app.command()(single.train)

@@ -22,6 +22,8 @@ from hpo.spec_file import read_spec_file
 from hpo.studies import StudyRecord, TrialRecord, best_of, create_study
 from hpo.study import Study
 from hpo.tables import as_json, shown, trials_table
+from hpo.trackers import check_installed
+from hpo.trackers.outlet import FLUSH_S
 
 STOP_WAIT_S = 60
 
@@ -46,6 +48,7 @@ def run(
     """
     read = read_spec_file(file)
     spec = _renamed(read.spec, study)
+    check_installed(spec.report_to)
     num_trials = _num_trials(spec, trials)
     spec = _with_trials(spec, num_trials)
     record = create_study(spec, find_storage(storage, read.storage))
@@ -76,6 +79,7 @@ def resume(
         check_edit(spec, edited)
         asked = max(edited.budget.trials or 1, spec.budget.trials or 1)
         spec = _with_trials(edited, asked)  # a run's --trials may have been more than the file's
+    check_installed(spec.report_to)
     num_trials = trials or spec.budget.trials or 1
     have = len(record.trials())
     if num_trials < have:
@@ -145,12 +149,15 @@ def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
     if held.is_done:
         outcome = Outcome(False, False, f"all {num_trials} trials are done")
         stderr.print(f"all {num_trials} trials are done; --trials {num_trials * 2} would add more.")
+        RunProgress(held, stderr).close()  # trackers may lack what an earlier run could not send
         held.close()
     else:
         progress = RunProgress(held, stderr)
+        flush_s = FLUSH_S
         try:
             outcome = Driver(held, progress).run()
         except KeyboardInterrupt:  # while Ray starts, or for the second time
+            flush_s = 0.0
             stderr.print(f"stopped at once. To go on: hpo resume {record.name}")
             raise typer.Exit(INTERRUPTED) from None
         except HpoError as error:
@@ -158,7 +165,7 @@ def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
                 error.exit_code = 1  # the study had begun; what it has stands
             raise
         finally:
-            progress.close()
+            progress.close(flush_s)
             held.close()
     trials = record.trials()
     best = best_of(trials, held.spec)

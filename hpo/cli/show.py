@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,18 @@ import typer
 from hpo import trial_log
 from hpo.cli.console import print_json, stderr, stdout
 from hpo.cli.target import JsonOption, StorageOption, StudyArgument, find_storage, find_target
-from hpo.errors import StudyError
+from hpo.errors import SpecError, StudyError
 from hpo.result import config_yaml
 from hpo.studies import best_of, list_studies
-from hpo.tables import MAX_ROWS, as_json, counted, shown, studies_table, trials_table
+from hpo.tables import (
+    MAX_ROWS,
+    as_json,
+    counted,
+    samples_table,
+    shown,
+    studies_table,
+    trials_table,
+)
 
 
 def status(
@@ -49,6 +58,8 @@ def status(
                 markup=False,
                 soft_wrap=True,
             )
+    for note in dict.fromkeys(note for trial in trials for note in trial.notes):
+        stdout.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def best(study: StudyArgument, storage: StorageOption = None, json: JsonOption = False) -> None:
@@ -94,8 +105,19 @@ def logs(
     storage: StorageOption = None,
     json: JsonOption = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="The last so many.")] = 50,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="What the model answered, validation by validation.")
+    ] = False,
+    validation: Annotated[
+        int | None, typer.Option(min=1, help="With --samples: of this validation alone.")
+    ] = None,
 ) -> None:
-    """Show a trial's steps and validations: loss, learning rate, gradient norm, and its end."""
+    """Show a trial's steps and validations: loss, learning rate, gradient norm, and its end.
+
+    --samples shows how its answers to the same prompts change.
+    """
+    if validation is not None and not samples:
+        raise SpecError("--validation goes with --samples.")
     record = find_target(study, storage).open()
     trials = record.trials()
     if trial >= len(trials):
@@ -103,6 +125,9 @@ def logs(
             f"the study {record.name!r} has no trial {trial}; it has {len(trials)}, from 0."
         )
     folder = Path(record.spec.output_dir) / record.name / str(trial)
+    if samples:
+        _show_samples(trial_log.read_samples(folder), trial, validation, json)
+        return
     found = trial_log.read(folder)
     if json:
         print_json(found[-lines:])
@@ -113,6 +138,26 @@ def logs(
         stdout.print(trials[trial].message, markup=False, highlight=False, soft_wrap=True)
     if not found:
         stderr.print(f"the log of trial {trial} is empty: no validation yet ({folder}).")
+
+
+def _show_samples(
+    found: Sequence[Mapping[str, object]], trial: int, validation: int | None, as_json_: bool
+) -> None:
+    there = sorted({int(str(sample["validation"])) for sample in found})
+    if validation is not None and there and validation not in there:
+        raise StudyError(
+            f"trial {trial} has no samples of validation {validation}; it has them of "
+            f"{', '.join(map(str, there))}."
+        )
+    wanted = [s for s in found if validation is None or s["validation"] == validation]
+    if as_json_:
+        print_json(wanted)
+    elif wanted:
+        stdout.print(samples_table(wanted))
+    else:
+        stderr.print(
+            f"trial {trial} has no samples: its trainer generates none, or it has no validation yet."
+        )
 
 
 def _spoken(line: dict[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from hpo.cli import INTERRUPTED
 from hpo.cli.console import print_json, stderr, stdout
 from hpo.cli.target import JsonOption
-from hpo.spec_file import read_config_file
+from hpo.config_file import read_config_file
 
 
 def train(
@@ -35,6 +36,12 @@ def train(
     from hpo.single import InterruptedTrainingError, train_config
 
     config = read_config_file(file)
+    steps = logging.getLogger("trainers")  # a line for each step, or as `logging_steps` says
+    steps.setLevel(logging.INFO)
+    spoken = logging.StreamHandler()
+    spoken.setFormatter(logging.Formatter("%(message)s"))
+    steps.addHandler(spoken)
+    steps.propagate = False
     if output_dir is not None:
         config = replace(config, output_dir=output_dir.resolve())
     caught: list[int] = []

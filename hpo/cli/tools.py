@@ -29,8 +29,10 @@ def validate(
     """
     from hpo.preview import preview
     from hpo.spec_file import read_spec_file
+    from hpo.trackers import check_installed
 
     read = read_spec_file(file)
+    check_installed(read.spec.report_to)
     found = preview(read.spec, trials, load=not quick)
     if json:
         print_json(found)

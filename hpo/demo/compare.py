@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hpo.config_file import ConfigFile
 from hpo.lookup import find_trainer
 from hpo.single import train_config
-from hpo.spec_file import ConfigFile
 from hpo.studies import StudyRecord, TrialRecord
 from trainers.lora.records import read_records
 from trainers.lora.samples import Conversation, read_samples

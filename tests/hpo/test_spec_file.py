@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
+from hpo.config_file import read_config_file
 from hpo.database import shown
-from hpo.errors import SpecError
+from hpo.edits import check_edit
+from hpo.errors import SpecError, StudyError
 from hpo.json_schema import file_schema
-from hpo.spec_file import read_config_file, read_spec_file
+from hpo.spec_file import read_spec_file
 
 GOOD = """\
 study: fake
@@ -151,6 +153,85 @@ def test_a_mistake_is_named_with_what_to_do(tmp_path: Path, change: str, expecte
 
 
 @pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("metric: eval_los\n", "Did you mean 'eval_loss'"),
+        ("metric: eval_los\n", "Reported: eval_loss, score."),
+        ("metric: exact_match\n", "Add it by 'extra_metrics: [exact_match]'"),
+        ("report_to: swanlab\n", "Known: tensorboard, wandb, mlflow, comet_ml, trackio, all, none"),
+        ("report_to: [wandb, tensorbord]\n", "Did you mean 'tensorboard'"),
+        ("run_name: '{study}'\n", "would name all trials alike"),
+        ("run_name: '{number}-{xx}'\n", "unknown field {xx}. Did you mean 'x'"),
+        ("run_name: '{number.real}'\n", "unknown field {number.real}"),
+        ("run_name: '{number'\n", "is no format of a name"),
+        ("run_name: '{number}-{base:.2f}'\n", "is no format of a name"),
+    ],
+)
+def test_a_mistake_about_what_is_seen_of_a_run_is_named(
+    tmp_path: Path, change: str, expected: str
+) -> None:
+    text = GOOD.replace("max_steps: 9", "max_steps: 9\n  base: b")
+    (found,) = errors(tmp_path, text + change)
+    assert expected in found
+    assert f":{len(text.splitlines()) + 1}:" in found
+
+
+def test_what_cannot_be_pruned_or_compared_is_said_before_anything_runs(tmp_path: Path) -> None:
+    text = GOOD.replace("max_steps: 9", "max_steps: 9\n  do_eval: false")
+    found = "\n".join(errors(tmp_path, text + "pruner: {type: median}\n"))
+    assert "median cannot prune these trials: do_eval: false leaves nothing to compare" in found
+    assert "'eval_loss' is not reported with these options." in found
+    assert "Reported: epoch, train_loss" in found
+    assert read(tmp_path, text + "pruner: {type: none}\nmetric: train_loss\n")
+
+
+def test_a_metric_that_only_some_configs_report_is_refused(tmp_path: Path) -> None:
+    text = GOOD + "  do_eval: [true, false]\npruner: {type: none}\n"
+    assert "'eval_loss' is not reported" in errors(tmp_path, text)[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("wandb", ["wandb"]),
+        ("[wandb, tensorboard]", ["tensorboard", "wandb"]),
+        ("none", []),
+        ("null", []),
+        ("all", ["all"]),
+    ],
+)
+def test_trackers_are_named_as_transformers_does(
+    tmp_path: Path, given: str, expected: list[str]
+) -> None:
+    assert read(tmp_path, GOOD + f"report_to: {given}\n").spec.report_to == expected
+
+
+def test_what_follows_from_the_metric_is_added_and_never_overrides(tmp_path: Path) -> None:
+    text = GOOD + "metric: score\ndirection: maximize\n"
+    fixed = read(tmp_path, text).spec.fixed
+    assert (fixed["metric_for_best_model"], fixed["greater_is_better"]) == ("score", True)
+    own = text.replace("max_steps: 9", "max_steps: 9\n  greater_is_better: false")
+    assert read(tmp_path, own).spec.fixed["greater_is_better"] is False
+    searched = text.replace("space:\n", "space:\n  greater_is_better: [true, false]\n")
+    assert "greater_is_better" not in read(tmp_path, searched).spec.fixed
+
+
+def test_a_study_of_old_goes_on_with_its_file(tmp_path: Path) -> None:
+    text = GOOD + "metric: score\ndirection: maximize\n"
+    edited = read(tmp_path, text + "report_to: tensorboard\n").spec
+    stored = edited.model_dump(mode="json")
+    for name in ("report_to", "run_name"):
+        del stored[name]
+    for name in ("metric_for_best_model", "greater_is_better"):
+        del stored["fixed"][name]
+    old = type(edited).model_validate(stored)
+    assert old.report_to == []
+    check_edit(old, edited)
+    with pytest.raises(StudyError, match="max_steps"):
+        check_edit(old, edited.model_copy(update={"fixed": {**edited.fixed, "max_steps": 8}}))
+
+
+@pytest.mark.parametrize(
     "text", ["", "[]", "3", "\x00", "a: &a [*a]\n", "- x", "? [1]\n: 2\n", "a: 1\na: 2"]
 )
 def test_what_is_no_study_is_one_message(tmp_path: Path, text: str) -> None:
@@ -214,6 +295,7 @@ val_size: 0.1
 per_device_eval_batch_size: 1
 eval_strategy: steps
 eval_steps: 500
+report_to: none
 """
 
 
@@ -233,6 +315,13 @@ def test_a_llama_factory_file_is_the_base_of_a_study(tmp_path: Path) -> None:
     assert fixed["eval_steps"] == 0.2, "the study's own value wins over the base's"
     assert "learning_rate" not in fixed, "what is searched is not fixed"
     assert "output_dir" not in fixed
+    base = tmp_path / "lf" / "sft.yaml"
+    base.write_text(LLAMA_FACTORY.replace("report_to: none", "report_to: wandb"))
+    text += "fixed: {max_steps: 60, eval_steps: 0.2}\n"
+    assert read(tmp_path, text).spec.report_to == ["wandb"]
+    assert read(tmp_path, text + "report_to: mlflow\n").spec.report_to == ["mlflow"]
+    base.write_text(LLAMA_FACTORY.replace("report_to: none", "report_to: swanlab"))
+    assert "sft.yaml: report_to: unknown tracker 'swanlab'" in errors(tmp_path, text)[0]
 
 
 def test_a_llama_factory_file_is_one_config_for_train(tmp_path: Path) -> None:

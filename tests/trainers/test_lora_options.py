@@ -50,8 +50,8 @@ def test_unknown_options_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"val_size": None}, "got neither"),
-        ({"validation_file": "val.jsonl"}, "got both"),
+        ({"val_size": None, "eval_strategy": "steps"}, "needs examples to validate on"),
+        ({"validation_file": "val.jsonl"}, "give one of validation_file and val_size"),
         ({"quantization_bit": 3}, "4 or 8"),
         ({"max_steps": 0}, "max_steps"),
         ({"learning_rate": 0}, "learning_rate"),

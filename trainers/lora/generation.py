@@ -103,7 +103,7 @@ class Generator:
             return None
         end = len(is_answer) - is_answer[::-1].index(True)
         start = end
-        while start > 0 and is_answer[start - 1]:
+        while start > example.prompt_length and is_answer[start - 1]:
             start -= 1
         input_ids = example.input_ids.tolist()
         prompt_ids, answer_ids = input_ids[:start], input_ids[start:end]

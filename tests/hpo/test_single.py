@@ -1,0 +1,90 @@
+"""`hpo train`: one config, its metric, its checkpoints, and what is seen of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpo import trial_log
+from hpo.config_file import read_config_file
+from hpo.errors import SpecError
+from hpo.single import InterruptedTrainingError, train_config
+from hpo.trackers import TRACKERS, Kind
+from tests.fake_trackers import recorded
+
+HEAD = "trainer: tests.fake_trainer:FakeTrainer\noutput_dir: out\nmax_steps: 4\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(HEAD + text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "sign"),
+    [
+        ("", "eval_loss", 1.0),
+        ("metric: score\n", "score", 1.0),
+        ("metric: score\ndirection: maximize\n", "score", -1.0),
+        ("metric_for_best_model: score\n", "score", -1.0),
+        ("metric_for_best_model: score\ngreater_is_better: false\n", "score", 1.0),
+        ("metric_for_best_model: loss\n", "eval_loss", 1.0),
+        ("metric_for_best_model: score\nmetric: eval_loss\n", "eval_loss", 1.0),
+        ("do_eval: false\n", "train_loss", 1.0),
+    ],
+)
+def test_a_file_without_metric_goes_by_the_sensible_one(
+    tmp_path: Path, text: str, metric: str, sign: float
+) -> None:
+    found = read_config_file(write(tmp_path, text))
+    assert (found.metric, found.sign) == (metric, sign)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("metric: scor\n", "Did you mean 'score'"),
+        ("metric: eval_loss\ndo_eval: false\n", "Reported: epoch, train_loss"),
+        ("report_to: neptune\n", "Known: tensorboard, wandb, mlflow, comet_ml, trackio"),
+        ("run_name: 'a{zz}'\n", "unknown field {zz}"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        read_config_file(write(tmp_path, text))
+    assert expected in str(caught.value)
+
+
+def test_without_validation_it_still_checkpoints_and_hands_over(tmp_path: Path) -> None:
+    result = train_config(read_config_file(write(tmp_path, "do_eval: false\n")), lambda text: None)
+    assert set(result["metrics"]) == {"train_loss", "epoch"}
+    assert (tmp_path / "out" / "adapter" / "weight.json").exists()
+    again = (tmp_path / "out" / "config.yaml").read_text()
+    assert "metric: train_loss" in again
+
+
+def test_stopped_and_gone_on_with_the_run_in_the_tracker_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = Kind("tests.fake_trackers:Recorder", "json", "json")
+    monkeypatch.setitem(TRACKERS, "mlflow", kind)
+    text = "report_to: mlflow\nrun_name: 'mine-x{x}'\nnote: look here\nanswers: true\n"
+    file = read_config_file(write(tmp_path, text))
+    said: list[str] = []
+    with pytest.raises(InterruptedTrainingError):
+        train_config(file, said.append, lambda: True)
+    train_config(file, said.append)
+    found = recorded(tmp_path / "out")
+    points = [line for line in found if line["what"] == "point"]
+    assert [point["step"] for point in points] == [1, 2, 3, 4]
+    opened = [line for line in found if line["what"] == "open"]
+    assert [line["name"] for line in opened] == ["mine-x0.5"] * 2
+    assert len({line["key"] for line in opened}) == 1
+    assert found[-1]["state"] == "COMPLETE"
+    assert said.count("note: look here") == 1
+    (folder,) = (tmp_path / "out").glob("checkpoints-*/0")
+    assert [x["validation"] for x in trial_log.read_samples(folder)] == [1, 2, 3, 4]
+    assert json.loads((folder / "4" / "history.json").read_text())[0]["notes"] == ["look here"]
