@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpo.errors import ExhaustedError
+from hpo.lookup import find_trainer
 from hpo.spec import StudySpec
 from hpo.studies import StudyRecord, create_study, open_study
 from hpo.study import Study
-from tests.fake_trainer import FakeTrainer
 from trainers.protocol import Report
 
 SPACE = {
@@ -62,7 +62,7 @@ class Worker:
             self.train(claim.number, claim.config)
 
     def train(self, number: int, config: dict[str, object]) -> None:
-        trainer = FakeTrainer({}, "cpu")
+        trainer = find_trainer(self.study.spec.trainer)(self.study.spec.fixed, "cpu")
         checkpoint = self.study.store.newest(number)
         history: list[Report] = list(checkpoint.history) if checkpoint else []
         trainer.add(number, config, checkpoint.folder if checkpoint else None)

@@ -1,4 +1,4 @@
-"""A tiny random Llama with a tokenizer of its own, and data to train it on. No network."""
+"""The tiny model and its data as fixtures."""
 
 from __future__ import annotations
 
@@ -8,28 +8,9 @@ from pathlib import Path
 
 import pytest
 
-NUM_ROWS = 24
+from tests.tiny_model import CHAT_TEMPLATE, alpaca_rows, save_model, save_tokenizer
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-Rows = list[dict[str, object]]
 WriteRows = Callable[..., Path]
-
-
-def _alpaca_rows() -> Rows:
-    numbers = ["one", "two", "three", "four", "five", "six"]
-    numbers += ["seven", "eight", "nine", "ten", "eleven", "twelve"]
-    return [
-        {
-            "instruction": f"say {numbers[i % 12]} and {numbers[(5 * i + 1) % 12]}",
-            "input": "",
-            "output": " ".join(numbers[i % 12 : i % 12 + 1 + i % 4]) + f" number {i}",
-        }
-        for i in range(NUM_ROWS)
-    ]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,59 +31,11 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _save_tokenizer(folder: Path, chat_template: str | None) -> int:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    texts = [" ".join(map(str, row.values())) for row in _alpaca_rows()]
-    special = ["<|im_start|>", "<|im_end|>"]
-    tokenizer.train_from_iterator(
-        [*texts, "system\nuser\nassistant\n"],
-        trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", additional_special_tokens=special
-    )
-    fast.chat_template = chat_template
-    fast.save_pretrained(folder)
-    return len(fast)
-
-
-def _save_model(folder: Path, vocab_size: int) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        eos_token_id=1,
-        bos_token_id=None,
-        pad_token_id=1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-
-
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An instruction model, with a chat template."""
     folder = tmp_path_factory.mktemp("tiny-llama")
-    _save_model(folder, _save_tokenizer(folder, CHAT_TEMPLATE))
+    save_model(folder, save_tokenizer(folder, CHAT_TEMPLATE))
     return folder
 
 
@@ -119,14 +52,14 @@ def plain_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> object:
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("plain")
-    _save_tokenizer(folder, None)
+    save_tokenizer(folder, None)
     return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
 def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in _alpaca_rows()))
+    path.write_text("".join(json.dumps(row) + "\n" for row in alpaca_rows()))
     return path
 
 

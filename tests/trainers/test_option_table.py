@@ -1,0 +1,50 @@
+"""The README's table of options: complete, its aliases understood, its tests there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from trainers.lora import LoraOptions
+from trainers.lora.aliases import understood_names
+
+ROOT = Path(__file__).parents[2]
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One option's row: its name, other tools' names for it, and the test that covers it."""
+
+    name: str
+    aliases: tuple[str, ...]
+    test: str
+
+
+def rows() -> list[Row]:
+    text = (ROOT / "README.md").read_text()
+    table = text.split("| option | LLaMA-Factory | Axolotl | test |")[1].split("\n\n")[0]
+    found = []
+    for line in table.splitlines()[2:]:
+        name, factory, axolotl, test = (cell.strip() for cell in line.strip("|").split("|"))
+        aliases = re.findall(r"`([^`]+)`", f"{factory} {axolotl}")
+        found.append(Row(name.strip("`"), tuple(dict.fromkeys(aliases)), test.strip("`")))
+    return found
+
+
+def test_every_option_has_one_row() -> None:
+    assert sorted(row.name for row in rows()) == sorted(LoraOptions.model_fields)
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
+def test_every_alias_is_understood_and_the_test_is_there(row: Row) -> None:
+    for alias in row.aliases:
+        name = alias.partition(":")[0]
+        assert name == row.name or row.name in understood_names()[name], alias
+    file, _, function = row.test.partition("::")
+    source = (ROOT / "tests" / file).read_text()
+    assert re.search(rf"def {function}\(", source), row.test
+    assert re.search(rf"\b{row.name}\b", source), f"{file} never names {row.name}"
