@@ -327,6 +327,8 @@ def test_do_eval_false_needs_no_validation_data_and_keeps_the_logs_form(
         assert report.metrics["train_loss"] == sum(losses) / 2
     assert measured == []
     run.trainer.save(0, tmp_path / "saved")
+    with pytest.raises(ValueError, match="nothing to validate on"):
+        run.trainer.evaluate({**run.fixed, **A}, tmp_path / "saved" / "adapter")
 
 
 def test_validation_data_that_is_not_used_is_said(fixed: Options) -> None:
@@ -555,13 +557,17 @@ def weights(saved: Path) -> bytes:
 # Beside training
 
 
-def test_beside_training_all_is_as_in_turn(fixed: Options, plain: list[tuple[Any, ...]]) -> None:
-    run = Run(fixed, eval_async=True)
+@pytest.mark.parametrize(
+    "form", [{}, {"dtype": "float16"}, {"dtype": "bfloat16", "quantization_bit": 4}]
+)
+def test_beside_training_all_is_as_in_turn(fixed: Options, form: Options) -> None:
+    in_turn = [told(report) for report in run_one(fixed, form)]
+    run = Run(fixed, **form, eval_async=True)
     run.add(0, A)
     run.add(1, {**A, "seed": 3})
     assert run.trainer._engine._course._side is not None
     finish(run)
-    assert [told(report) for report in run.reports[0]] == plain
+    assert [told(report) for report in run.reports[0]] == in_turn
 
 
 @pytest.fixture

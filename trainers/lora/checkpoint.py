@@ -98,7 +98,7 @@ def load_trial(trial: Trial, folder: Path) -> None:
     state = _read_state(folder)
     load_weights(trial.parameters, _read_tensors(folder / _WEIGHTS))
     load_state_tensors(trial.optimizer, trial.parameters, _read_tensors(folder / _OPTIMIZER))
-    trial.progress = Progress(**state["progress"])
+    trial.progress = Progress.from_json(state["progress"])
     if (folder / _BEST).exists():
         device = next(iter(trial.parameters.values())).device
         best = _read_tensors(folder / _BEST)

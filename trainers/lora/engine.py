@@ -112,6 +112,11 @@ class Engine:
             save_trial(trial, config, self._dataset.digest, folder)
 
     def evaluate(self, options: LoraOptions, adapter: Path | None) -> dict[str, float]:
+        if not self._dataset.validation:
+            raise ValueError(
+                "there is nothing to validate on: give val_size or validation_file beside "
+                "eval_strategy: no."
+            )
         visitor = self._make_trial(_VISITOR, options, None)
         try:
             if adapter is not None:
@@ -177,7 +182,7 @@ class Engine:
             )
             if resume_from is not None:
                 load_trial(trial, resume_from)
-        except ValueError:
+        except Exception:
             self._adapters.remove(key)
             raise
         return trial
