@@ -118,6 +118,13 @@ def test_which_way_a_metric_is_better(metric: str, is_greater_better: bool) -> N
     assert other.is_greater_better(other.best_metric)
 
 
+def test_transformers_names_of_metrics_are_understood() -> None:
+    assert make(metric_for_best_model="loss").best_metric == "eval_loss"
+    assert make(metric_for_best_model="token_accuracy").best_metric == "eval_token_accuracy"
+    rouge = make(metric_for_best_model="eval_rougeL", eval_metrics="rouge")
+    assert rouge.best_metric == "rougeL"
+
+
 def test_a_studys_metric_completes_what_is_not_given() -> None:
     completed = LoraOptions.for_metric({"a": 1}, "exact_match", "maximize")
     assert completed == {

@@ -99,7 +99,7 @@ def load_trial(trial: Trial, folder: Path) -> None:
     tensors = read_tensors(folder / _OPTIMIZER)
     load_state(trial.optimizer, trial.parameters, tensors, state.get("optimizer", {}))
     trial.learning_rate.load_state(state.get("learning_rate", {}))
-    trial.progress = Progress(**state["progress"])
+    trial.progress = Progress.from_json(state["progress"])
     if (folder / _BEST).exists():
         device = next(iter(trial.parameters.values())).device
         best = read_tensors(folder / _BEST)

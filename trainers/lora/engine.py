@@ -116,6 +116,11 @@ class Engine:
 
     def evaluate(self, options: LoraOptions, adapter: Path | None) -> dict[str, float]:
         self._check_shared(options)
+        if not self._dataset.validation:
+            raise ValueError(
+                "there is nothing to validate on: give val_size or validation_file beside "
+                "eval_strategy: no."
+            )
         schedule = Schedule(options, self._order(options).steps_per_epoch)
         with self._weights.visited():
             self._weights.add(_VISITOR, options, adapter)
@@ -183,7 +188,7 @@ class Engine:
             )
             if resume_from is not None:
                 load_trial(trial, resume_from)
-        except ValueError:
+        except Exception:
             self._weights.remove(key)
             raise
         return trial

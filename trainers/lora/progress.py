@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from trainers.protocol import EndReason, StepLine
 
@@ -36,6 +38,12 @@ class Progress:
     num_validations_without_gain: int = 0
     step_lines: list[StepLine] = field(default_factory=list)
     history: list[dict[str, object]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Progress:
+        """Return what ``as_json`` gave, also of the version that only knew eval_loss."""
+        names = {"best_eval_loss": "best_counted"}
+        return cls(**{names.get(name, name): value for name, value in saved.items()})
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)

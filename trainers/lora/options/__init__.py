@@ -73,10 +73,13 @@ class LoraOptions(
     @property
     def best_metric(self) -> str:
         """The metric that tells the best validation, by the name that reports carry."""
-        if self.metric_for_best_model is None:
+        name = self.metric_for_best_model
+        if name is None:
             return "eval_loss" if self.validates else "train_loss"
-        # transformers' own short name
-        return {"loss": "eval_loss"}.get(self.metric_for_best_model, self.metric_for_best_model)
+        known = self.metric_names() or frozenset()
+        # transformers begins all names with eval_, and lets a user leave that out.
+        likely = (name, f"eval_{name}", name.removeprefix("eval_"))
+        return next((candidate for candidate in likely if candidate in known), name)
 
     def num_validations(self) -> int | None:
         """Return the validations of a full trial; None if the data or a callback decides."""
