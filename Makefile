@@ -34,8 +34,9 @@ smart-home: setup $(SMART_HOME)  ## The second example: spoken commands to JSON,
 model-path: $(MODEL)  ## Prints the folder of the small model; use it as `make -s model-path`.
 	@readlink $(MODEL)
 
-test: setup $(SMART_HOME)  ## Runs the tests; ARGS="-k name" goes to pytest.
-	@$(BIN)/python -m pytest $(ARGS)
+# Two processes: many tests wait for other processes. What shares an expensive fixture is one group.
+test: setup $(SMART_HOME)  ## Runs the tests; ARGS="-k name" goes to pytest, -n0 for one process.
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: $(INSTALLED)  ## Lint, format, types, import rules.
 	@$(BIN)/ruff check .

@@ -35,7 +35,8 @@ class Checkpoint:
     Attributes:
         folder: What the trainer saved, with our two files beside it.
         step: Optimizer steps done.
-        history: Every validation up to here, oldest first, without step lines.
+        history: Every validation up to here, oldest first; only the newest with what goes to the log,
+            which it may not have reached.
         is_validation: Written with a validation's report, and not by a pause between two.
     """
 
@@ -93,7 +94,8 @@ class CheckpointStore:
         try:
             unfinished.mkdir(parents=True)
             save(unfinished)
-            reports = [_as_json(report) for report in history]
+            newest = len(history) - 1
+            reports = [_as_json(report, index == newest) for index, report in enumerate(history)]
             (unfinished / HISTORY).write_text(json.dumps(reports), encoding="utf-8")
             manifest = {
                 "format": FORMAT,
@@ -129,6 +131,20 @@ class CheckpointStore:
             if checkpoint is not None:
                 return checkpoint
         return None
+
+    def reports(self, trial: int, newest: Checkpoint) -> list[Report]:
+        """Return a checkpoint's history, with what goes to the log as far as it is kept here.
+
+        Each checkpoint has the step lines of its own validation; a killed driver may lack several.
+        """
+        found = {report.validation: report for report in newest.history}
+        for step in self.steps(trial):
+            checkpoint = self._read(trial, step, check=False)
+            if checkpoint is not None and checkpoint.history and step <= newest.step:
+                own = checkpoint.history[-1]
+                if found.get(own.validation) == replace(own, step_lines=(), samples=()):
+                    found[own.validation] = own
+        return list(found.values())
 
     def at_step(self, trial: int, step: int) -> Checkpoint:
         """Return one checkpoint.
@@ -203,14 +219,14 @@ class CheckpointStore:
             return None
 
 
-def _as_json(report: Report) -> dict[str, object]:
-    """Return a report without what only the log keeps."""
-    kept = asdict(replace(report, step_lines=(), samples=()))
-    return {name: value for name, value in kept.items() if name not in ("step_lines", "samples")}
+def _as_json(report: Report, is_newest: bool) -> dict[str, object]:
+    """Return a report, without what the log has of it long since."""
+    return asdict(report if is_newest else replace(report, step_lines=(), samples=()))
 
 
 def _from_json(report: Mapping[str, Any]) -> Report:
-    return Report(**{**report, "notes": tuple(report.get("notes", ()))})
+    listed = ("step_lines", "samples", "notes")  # a checkpoint of old has none of them
+    return Report(**{**report, **{name: tuple(report.get(name, ())) for name in listed}})
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -24,6 +24,7 @@ from optuna.storages import get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo import trial_log
 from hpo.checkpoints import CheckpointStore
 from hpo.database import guarded
 from hpo.errors import CheckpointError, ExhaustedError, LeaseLostError
@@ -219,9 +220,12 @@ class Study:
         """
         self.store.sweep(number, LEFTOVER_AGE_S)
         checkpoint = self.store.newest(number)
-        history = {report.validation: report for report in checkpoint.history} if checkpoint else {}
+        reports = self.store.reports(number, checkpoint) if checkpoint else []
+        history = {report.validation: report for report in reports}
         stored = dict(self._mirror.trials[number].intermediate_values)
         for index in sorted({*stored, *history}):
+            if index in history:
+                trial_log.catch_up(self.store.trial_folder(number), history[index])
             if index not in stored and self.report(number, history[index]):
                 return True
             ends_here = index in history and history[index].end is not None

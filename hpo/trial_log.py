@@ -43,6 +43,13 @@ def append(folder: Path, report: Report, verdict: str) -> None:
         _append_samples(folder, report)
 
 
+def catch_up(folder: Path, report: Report) -> None:
+    """Add a checkpoint's report, unless it was logged before the driver was killed."""
+    logged = {line.get("validation") for line in read(folder) if line.get("kind") == "validation"}
+    if report.metrics and report.validation not in logged:
+        append(folder, report, report.end or "goes on")
+
+
 def read(folder: Path) -> list[dict[str, object]]:
     """Return the log's lines, oldest first; a torn line is passed over."""
     return _read(folder / LOG_FILE)

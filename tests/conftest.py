@@ -1,12 +1,19 @@
-"""Servers that several tests share."""
+"""Servers that several tests share, and threads that they do not."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.integration.postgres import Server, running_server
+
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # several processes: a thread for each, before torch loads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

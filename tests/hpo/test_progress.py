@@ -113,16 +113,28 @@ def test_a_note_is_said_once_and_kept_through_kill_and_resume(
     assert [t["notes"] for t in json.loads(status.stdout)["trials"]] == [[NOTE], [NOTE]]
 
 
-def test_a_note_that_only_a_checkpoint_has_is_not_lost(record: object, tmp_path: Path) -> None:
+def test_what_only_checkpoints_have_reaches_the_log_and_the_trackers(
+    record: object, tmp_path: Path
+) -> None:
     study = Study(record, 1)
     claim = study.next_trial()
     trainer = FakeTrainer({}, "cpu")
     trainer.add(0, claim.config)
-    (report,) = trainer.advance()
-    study.store.write(0, 1, [report], True, lambda folder: trainer.save(0, folder))
-    study._lock.release()  # killed before the report arrived
+    history = []
+    for step in (1, 2):
+        history += trainer.advance()
+        study.store.write(0, step, history, True, lambda folder: trainer.save(0, folder))
+    study._lock.release()  # killed before the reports arrived
     run(Study(again(record.spec, sqlite(tmp_path)), 1))
     assert again(record.spec, sqlite(tmp_path)).trials()[0].notes == (NOTE,)
+    log = trial_log.read(tmp_path / "runs" / "s" / "0")
+    assert [line["step"] for line in log if line["kind"] == "step"] == [1, 2, 3]
+    assert [line["step"] for line in log if line["kind"] == "validation"] == [1, 2, 3]
+    assert [line["text"] for line in log if line["kind"] == "note"] == [NOTE]
+    samples = trial_log.read_samples(tmp_path / "runs" / "s" / "0")
+    assert [sample["validation"] for sample in samples] == [1, 2, 3]
+    points = [x for x in recorded(tmp_path / "runs" / "s") if x["what"] == "point"]
+    assert [point["step"] for point in points] == [1, 2, 3]
 
 
 def test_samples_are_kept_per_validation_and_shown(record: object, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hpo import trial_log
 from hpo.checkpoints import CheckpointStore
 from tests.integration.command import (
     begin,
@@ -53,7 +54,7 @@ def check_all_done(folder: Path, num_trials: int) -> None:
 
 
 def test_killed_in_mid_search_nothing_is_lost_and_nothing_trained_twice(tmp_path: Path) -> None:
-    write_study(tmp_path, fixed=SLOW)
+    write_study(tmp_path, fixed=SLOW, report_to="tensorboard")
     process = begin(tmp_path, "run", "study.yaml", "--trials", "6")
     wait_until(lambda: len(journal(tmp_path)) > 20, "twenty steps are trained")
     kill_group(process)
@@ -77,6 +78,21 @@ def test_killed_in_mid_search_nothing_is_lost_and_nothing_trained_twice(tmp_path
         else:
             assert after[number] == trial, "finished trials stand"
             assert number not in again
+    for trial in after:
+        every_step = list(range(1, len(trial["validations"]) + 1))
+        log = trial_log.read(tmp_path / "runs" / "s" / str(trial["number"]))
+        assert [line["step"] for line in log if line["kind"] == "step"] == every_step
+        assert [line["step"] for line in log if line["kind"] == "validation"] == every_step
+        assert tracked_steps(tmp_path, trial["number"]) == every_step
+
+
+def tracked_steps(folder: Path, number: int) -> list[int]:
+    """Return the steps whose loss TensorBoard shows of a trial."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "runs" / "s" / "tensorboard" / f"s-{number}"))
+    events.Reload()
+    return [event.step for event in events.Scalars("train/loss")]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

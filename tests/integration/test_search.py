@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.integration.command import Result, hpo, journal, write_study
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("search")]
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("search")
-    write_study(folder)
+    write_study(
+        folder,
+        fixed={"note": "3 rows were left out", "answers": True},
+        report_to=["tensorboard", "trackio"],
+        run_name="x{x:.3f}-{number}",
+    )
     return folder, hpo(folder, "run", "study.yaml", "--trials", "7")
 
 
@@ -82,6 +89,25 @@ def test_list_and_logs_tell_what_there_is(searched: tuple[Path, Result]) -> None
     log = hpo(folder, "logs", "s", "0", "--json").json()
     assert [line["step"] for line in log if line["kind"] == "step"] == list(range(1, 10))
     assert hpo(folder, "logs", "s", "99").code == 2
+
+
+def test_a_run_is_seen_in_trackers_notes_samples_and_pictures(
+    searched: tuple[Path, Result],
+) -> None:
+    folder, result = searched
+    study = folder / "runs" / "s"
+    assert result.err.count("3 rows were left out") == 1
+    assert "tensorboard --logdir" in result.err
+    names = sorted(path.name.rsplit("-", 1)[1] for path in (study / "tensorboard").iterdir())
+    assert names == [str(number) for number in range(7)]
+    with closing(sqlite3.connect(study / "trackio" / "s.db")) as db:
+        runs = db.execute("SELECT COUNT(DISTINCT run_name) FROM metrics").fetchone()
+    assert runs == (7,)
+    assert "2 + 2 =" in hpo(folder, "logs", "s", "0", "--samples").out
+    drawn = hpo(folder, "plot", "study.yaml", "--out", "pictures")
+    assert drawn.code == 0, drawn.err
+    pictures = [Path(line).name for line in drawn.out.splitlines()]
+    assert pictures == ["validations.png", "parameters.png", *(f"trial-{n}.png" for n in range(7))]
 
 
 def test_a_second_run_of_the_name_is_refused_with_the_way_on(
