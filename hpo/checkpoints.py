@@ -75,7 +75,8 @@ class CheckpointStore:
     ) -> Path:
         """Write one checkpoint durably, and return its folder.
 
-        One that is there already and whole is left as it is: the same trial at the same step.
+        One that is there already and whole is left as it is: the same trial at the same step. Only
+        one that a pause wrote, before the step's validation was known, gives way to the validation's.
 
         Args:
             trial: Number of the trial.
@@ -88,7 +89,8 @@ class CheckpointStore:
             CheckpointError: The disk is full or may not be written.
         """
         final = self.trial_folder(trial) / str(step)
-        if self._read(trial, step, check=False) is not None:
+        there = self._read(trial, step, check=False)
+        if there is not None and (there.is_validation or not is_validation):
             return final
         unfinished = final.with_name(f".{step}.{uuid.uuid4().hex[:8]}")
         try:
@@ -108,9 +110,10 @@ class CheckpointStore:
             for path in unfinished.rglob("*"):
                 _fsync(path)
             _fsync(unfinished)
-            if final.exists():  # torn: a whole one was found above
-                shutil.rmtree(final)
+            if final.exists():  # torn, or of a pause
+                final.rename(final.with_name(f".gone.{step}.{uuid.uuid4().hex[:8]}"))
             unfinished.rename(final)
+            self._sweep(final.parent, prefix=".gone.")
             _fsync(final.parent)
         except Exception as error:  # safetensors has errors of its own for a full disk
             shutil.rmtree(unfinished, ignore_errors=True)

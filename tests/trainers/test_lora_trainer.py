@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers.lora import LoraTrainer
+from trainers.lora import LoraOptions, LoraTrainer
+from trainers.lora.base_model import load_tokenizer
 from trainers.lora.passes import Passes
 from trainers.protocol import Report
 
@@ -410,3 +411,15 @@ def test_a_gguf_file_is_loaded_as_one(tmp_path: Path) -> None:
     seen: list[tuple[object, ...]] = []
     _load(lambda name, **arguments: seen.append((name, arguments["gguf_file"])), options)
     assert seen == [(str(tmp_path), "tiny.Q4_1.gguf")]
+
+
+def test_a_revision_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, object]] = []
+
+    def from_pretrained(name: str, **arguments: object) -> None:
+        asked.append((name, arguments["revision"]))
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    options = {"model_name_or_path": "org/model", "model_revision": "v2", "train_file": "a.jsonl"}
+    load_tokenizer(LoraOptions.model_validate(options))
+    assert asked == [("org/model", "v2")]

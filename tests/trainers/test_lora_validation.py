@@ -444,7 +444,7 @@ def test_generated_answers_are_measured_and_kept(fixed: Options) -> None:
 
 def test_a_jumping_gradient_names_its_rows(fixed: Options) -> None:
     run = Run(fixed)
-    run.add(0, {**A, "max_steps": 12, "eval_steps": 12})
+    run.add(0, {**A, "max_steps": 12, "eval_steps": 12, "grad_norm_jump": 4.0})
     run.advance(6)
     trial = run.trainer._engine._trials[0]
     assert len(trial.progress.grad_norms) == 6

@@ -6,6 +6,7 @@ what is saved after a report is the trial as it was then.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -21,6 +22,8 @@ from trainers.lora.trial import Trial
 from trainers.lora.validation import Validator
 from trainers.lora.verdict import judge, restore_best
 from trainers.protocol import Report
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,14 @@ class Course:
         if self._side is not None:
             self._side.add(trial.key, trial.options)
 
-    def remove(self, key: int) -> None:
+    def remove(self, trial: Trial) -> None:
+        """Let a trial leave; one that was not at its end tells its callbacks so."""
+        key = trial.key
+        if trial.callbacks is not None and trial.progress.end is None and trial.step > 0:
+            try:
+                trial.callbacks.train_end()
+            except Exception as error:  # it is over: nobody waits for a report of it
+                log.warning("trial %d: %s", key, error)
         pending = self._pending.pop(key, None)
         self._reported.pop(key, None)
         if pending is not None:
@@ -168,9 +178,14 @@ class Course:
         """Validate, and show it to the callbacks; return whether they have the trial stop."""
         assert trial.callbacks is not None
         measured = self._measure(trial)
-        if measured.diverged is not None or not trial.options.validates:
+        if measured.diverged is not None:
             return measured, False
-        return measured, trial.callbacks.evaluated(self._metrics(trial, measured)).stop
+        stop = False
+        if trial.options.validates:
+            stop = trial.callbacks.evaluated(self._metrics(trial, measured)).stop
+        if _is_report(trial):  # the driver saves every report
+            stop |= trial.callbacks.saved().stop
+        return measured, stop
 
     def _take_in(self, trial: Trial, measured: Measured, stop: str | None = None) -> Report | None:
         """Let a validation have its consequences; return a report if it makes one."""
@@ -178,15 +193,17 @@ class Course:
         if measured.diverged is not None:
             return trial.diverge(measured.diverged, trial.step)
         metrics = self._metrics(trial, measured)
-        is_report = trial.is_validation_due or not trial.options.is_scheduled
+        is_report = _is_report(trial)
         judge(trial, metrics, stop)
         if not is_report and trial.progress.end is None:
             self._log(trial, metrics)
             return None
         if trial.callbacks is not None:
-            trial.callbacks.saved()
+            if not is_report:  # it became one by the trial's end
+                trial.callbacks.saved()
             if trial.progress.end is not None:
                 trial.callbacks.train_end()
+            trial.callbacks.state()  # one that cannot be saved fails this trial, not the saving
         restore_best(trial)
         report = trial.report_validation(metrics, measured.samples)
         step_log.log(
@@ -215,6 +232,11 @@ class Course:
 
     def _log(self, trial: Trial, metrics: Mapping[str, float]) -> None:
         step_log.log(trial.key, trial.log_validation(metrics))
+
+
+def _is_report(trial: Trial) -> bool:
+    """Return whether a validation now is a report, or only a line of the log."""
+    return trial.is_validation_due or not trial.options.is_scheduled
 
 
 def _is_owed(trial: Trial, pending: _Pending) -> bool:

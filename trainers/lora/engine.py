@@ -25,6 +25,7 @@ from trainers.lora.generation import Generator
 from trainers.lora.learning_rate import LearningRate
 from trainers.lora.options import LoraOptions
 from trainers.lora.order import DataOrder
+from trainers.lora.own_callback import OwnCallback
 from trainers.lora.packing import check_keeps_apart
 from trainers.lora.passes import Passes, PassFailed, StepLoss, describe
 from trainers.lora.results import Results
@@ -47,6 +48,8 @@ class Engine:
     """Implements ``trainers.protocol.Trainer`` on checked options."""
 
     def __init__(self, fixed: LoraOptions, device: str) -> None:
+        for entry in fixed.callbacks:
+            OwnCallback(entry)  # one that cannot be made is said before anything is loaded
         # Data first: its mistakes are the most frequent, and a large model takes minutes.
         self._tokenizer = load_tokenizer(fixed)
         encoder = Encoder.of(fixed, self._tokenizer)
@@ -105,8 +108,7 @@ class Engine:
         return trial.step if snapshot is None else snapshot.step
 
     def remove(self, key: int) -> None:
-        self._get(key)
-        self._course.remove(key)
+        self._course.remove(self._get(key))
         self._leave(key)
 
     def save(self, key: int, folder: Path) -> None:

@@ -54,6 +54,14 @@ class EvalSets:
     def names(self) -> tuple[str, ...]:
         return tuple(self._orders)
 
+    @property
+    def num_different(self) -> int:
+        """Validations after which nothing new comes: a rotating set begins again."""
+        size = self._options.eval_max_samples
+        if self._options.eval_set != "rotating" or not size:
+            return 2  # of a growing set the first, which has the fewest, and the last
+        return max(2, *(2 * math.ceil(len(order) / size) for order in self._orders.values()))
+
     def at(self, index: int, num_validations: int) -> list[EvalPart]:
         """Return the examples of validation ``index``, from 1, of so many; the first pass first."""
         parts = []

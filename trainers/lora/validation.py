@@ -46,12 +46,8 @@ class Validator:
             self._metrics = AnswerMetrics(options.answer_metrics, options.bleu_tokenize)
             found = generator.questions(dataset.validation)
             self._questions = {question.index: question for question in found}
-            if not found:
-                raise ValueError(
-                    f"eval_metrics: none of the {len(dataset.validation)} validation examples has "
-                    f"a prompt and a whole answer within max_length: {options.max_length}, so "
-                    f"there is nothing to generate. Give a larger max_length, or no eval_metrics."
-                )
+            for index in range(1, sets.num_different + 1):
+                self._check_asks(sets.at(index, sets.num_different))
 
     def validate(
         self, key: int, parts: Sequence[EvalPart], results: Results, max_loss: float = math.inf
@@ -84,6 +80,15 @@ class Validator:
         metrics["eval_runtime"] = time.perf_counter() - start
         samples = tuple(asdict(answer) for answer in answers)
         return Measured(metrics, samples, metrics["eval_runtime"], diverged)
+
+    def _check_asks(self, parts: Sequence[EvalPart]) -> None:
+        num_examples = sum(len(part.indices) for part in parts)
+        if not any(index in self._questions for part in parts for index in part.indices):
+            raise ValueError(
+                f"eval_metrics: none of {num_examples} validation examples has a prompt and a whole "
+                f"answer within max_length: {self._options.max_length}, so there is nothing to "
+                f"generate. Give a larger max_length, more examples, or no eval_metrics."
+            )
 
     def _sums(self, key: int, parts: Sequence[EvalPart], results: Results) -> dict[str, BatchSums]:
         """Return the sums of each validation set, in the order of its batches."""

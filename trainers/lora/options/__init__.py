@@ -96,6 +96,9 @@ class LoraOptions(
         if not self.validates:
             return frozenset(names)
         names |= {"eval_loss", "perplexity", "eval_token_accuracy", "eval_runtime"}
+        if isinstance(self.validation_file, Mapping) and len(self.validation_file) > 1:
+            sets = self.validation_file
+            names |= {f"eval_{name}_{what}" for name in sets for what in ("loss", "token_accuracy")}
         if self.eval_first_pass_samples is not None:
             names.add("eval_first_pass_loss")
         of_answers = reported_names(self.answer_metrics)
