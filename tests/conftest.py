@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.postgres import Server, running_server
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: a thread for each, before torch loads
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread in each process, before torch loads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

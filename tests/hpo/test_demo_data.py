@@ -8,8 +8,6 @@ import pytest
 
 from hpo.demo import docstrings, model, smart_home
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 LIBRARY = {
     "clock.py": '''
 def seconds(minutes):

@@ -18,7 +18,7 @@ from hpo.trackers.outlet import Outlets
 from hpo.trackers.tracker import Ending
 from trainers.protocol import Report
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trackers")]
+pytestmark = pytest.mark.slow
 
 CONFIG = {"learning_rate": 2e-4, "lora_r": 8, "target_modules": ["q", "v"], "quantization": None}
 KEY = "0123456789abcdef0123456789abcdef01234567"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from hpo.checkpoints import CheckpointStore
+
 ROOT = Path(__file__).parents[2]
 SPACE = {
     "x": {"type": "float", "low": -1.0, "high": 1.0},
@@ -120,3 +122,24 @@ def journal(folder: Path) -> list[dict[str, object]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def trials_of(folder: Path) -> list[dict[str, object]]:
+    """Return the study's trials, as programs get them."""
+    return hpo(folder, "status", "s", "--json").json()["trials"]
+
+
+def newest_steps(folder: Path) -> dict[int, int]:
+    """Return the step of each unfinished trial's newest whole checkpoint."""
+    store = CheckpointStore(folder / "runs" / "s")
+    found = {number: store.newest(number) for number in store.trials()}
+    return {number: checkpoint.step for number, checkpoint in found.items() if checkpoint}
+
+
+def trained(folder: Path, after_line: int) -> dict[int, list[int]]:
+    """Return the steps that the journal has of each trial, after so many lines of it."""
+    steps: dict[int, list[int]] = {}
+    for line in journal(folder)[after_line:]:
+        if line["what"] == "step":
+            steps.setdefault(line["trial"], []).append(line["step"])
+    return steps

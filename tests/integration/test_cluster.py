@@ -18,7 +18,7 @@ from tests.integration.command import ROOT, hpo, journal, write_study
 from tests.one_worker import make_spec, sqlite, start
 from trainers.protocol import Report
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

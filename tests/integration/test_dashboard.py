@@ -16,7 +16,7 @@ from hpo.study import Study
 from tests.integration.command import ROOT, command, environment, hpo
 from tests.one_worker import Worker, make_spec, sqlite, start
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dashboard")]
+pytestmark = pytest.mark.slow
 
 ARTIFACTS = Path(os.environ.get("HPO_ARTIFACTS", ROOT / "artifacts"))
 BROWSER_FLAGS = [

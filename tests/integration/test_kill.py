@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from hpo import trial_log
-from hpo.checkpoints import CheckpointStore
 from tests.integration.command import (
     begin,
     hpo,
     journal,
     kill_group,
+    newest_steps,
+    trained,
+    trials_of,
     wait_until,
     write_study,
 )
@@ -22,25 +22,6 @@ from tests.integration.command import (
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SLOW = {"step_s": 0.15, "max_steps": 12}
-
-
-def trials_of(folder: Path) -> list[dict[str, object]]:
-    return hpo(folder, "status", "s", "--json").json()["trials"]
-
-
-def newest_steps(folder: Path) -> dict[int, int]:
-    """Return the step of each unfinished trial's newest whole checkpoint."""
-    store = CheckpointStore(folder / "runs" / "s")
-    found = {number: store.newest(number) for number in store.trials()}
-    return {number: checkpoint.step for number, checkpoint in found.items() if checkpoint}
-
-
-def trained(folder: Path, after_line: int) -> dict[int, list[int]]:
-    steps: dict[int, list[int]] = {}
-    for line in journal(folder)[after_line:]:
-        if line["what"] == "step":
-            steps.setdefault(line["trial"], []).append(line["step"])
-    return steps
 
 
 def check_all_done(folder: Path, num_trials: int) -> None:
@@ -93,27 +74,6 @@ def tracked_steps(folder: Path, number: int) -> list[int]:
     events = EventAccumulator(str(folder / "runs" / "s" / "tensorboard" / f"s-{number}"))
     events.Reload()
     return [event.step for event in events.Scalars("train/loss")]
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_saves_every_trial_and_leaves_without_orphans(tmp_path: Path, name: str) -> None:
-    write_study(tmp_path, fixed={"step_s": 0.15, "max_steps": 40, "eval_steps": 10})
-    process = begin(tmp_path, "run", "study.yaml", "--trials", "3")
-    wait_until(lambda: len(journal(tmp_path)) > 6, "six steps are trained")
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(getattr(signal, name))
-    assert process.wait(timeout=60) == 130
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive, "no process is left behind"
-    trials = trials_of(tmp_path)
-    assert {t["state"] for t in trials} == {"WAITING"}
-    last = {number: steps[-1] for number, steps in trained(tmp_path, 0).items()}
-    assert newest_steps(tmp_path) == last, "saved at its very last step, between two validations"
-    lines = len(journal(tmp_path))
-    assert hpo(tmp_path, "resume", "s").code == 0
-    for number, steps in trained(tmp_path, lines).items():
-        assert steps[0] == last.get(number, 0) + 1
-    assert {t["state"] for t in trials_of(tmp_path)} <= {"COMPLETE", "PRUNED"}
 
 
 def test_stop_from_another_terminal_saves_and_ends_with_0(tmp_path: Path) -> None:

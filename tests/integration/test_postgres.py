@@ -19,8 +19,6 @@ from tests.integration.postgres import PASSWORD, Server
 from tests.one_worker import Worker, again, make_spec, picture, sqlite, start
 from trainers.protocol import Report
 
-pytestmark = pytest.mark.xdist_group("postgres")
-
 
 def expire_leases(url: str) -> None:
     """Let every lease run out, as if its time had passed."""

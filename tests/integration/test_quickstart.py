@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from hpo.checkpoints import CheckpointStore
 from tests.integration.command import ROOT, begin, hpo, kill_group, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("quickstart")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 QUICKSTART = ROOT / "search_spaces" / "quickstart.yaml"
 MODEL = ROOT / "build" / "model"

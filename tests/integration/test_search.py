@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.command import Result, hpo, journal, write_study
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("search")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
