@@ -13,11 +13,12 @@ from typing import ClassVar
 from pydantic import model_validator
 
 from trainers.lora.aliases import ALIASES, IGNORED, translate_values
-from trainers.lora.options import data, method, model, optimization, validation
+from trainers.lora.options import data, method, model, validation
 from trainers.lora.options.data import DataFormat, DataOptions
 from trainers.lora.options.method import ALL_LINEAR, MethodOptions
 from trainers.lora.options.model import ModelOptions
 from trainers.lora.options.optimization import OptimizationOptions
+from trainers.lora.options.schedule import ScheduleOptions
 from trainers.lora.options.validation import ValidationOptions
 from trainers.protocol import TrainerOptions
 
@@ -27,6 +28,7 @@ __all__ = ["ALL_LINEAR", "DataFormat", "LoraOptions"]
 class LoraOptions(
     ValidationOptions,
     OptimizationOptions,
+    ScheduleOptions,
     MethodOptions,
     DataOptions,
     ModelOptions,
@@ -35,7 +37,7 @@ class LoraOptions(
     """Everything that one trial needs to know. Fields are read in the order of the groups."""
 
     shared: ClassVar[frozenset[str]] = (
-        model.SHARED | data.SHARED | method.SHARED | optimization.SHARED | validation.SHARED
+        model.SHARED | data.SHARED | method.SHARED | validation.SHARED
     )
     budget: ClassVar[frozenset[str]] = validation.BUDGET
     paths: ClassVar[frozenset[str]] = model.PATHS | data.PATHS
