@@ -78,9 +78,10 @@ def metric_problems(
     space: SearchSpace,
     fixed: Mapping[str, object],
 ) -> Iterable[Problem]:
-    """Yield why a trial would lack the study's metric, or what its pruner compares."""
+    """Yield why a trial lacks the study's metric, cannot be pruned, or cannot share its device."""
     metric = str(values.get("metric", DEFAULT_METRIC))
     pruner = _part(PrunerSpec, values.get("pruner", {}))
+    resources = _part(ResourcesSpec, values.get("resources", {}))
     for config in configs(space):
         try:
             checked = options.model_validate({**fixed, **config})
@@ -91,6 +92,13 @@ def metric_problems(
         reason = checked.pruning_problem()
         if reason is not None and pruner is not None and pruner.type != "none":
             yield Problem(("pruner",), f"{pruner.type} cannot prune these trials: {reason}")
+        reason = checked.sharing_problem()
+        if reason is not None and resources is not None and resources.gpu < 1:
+            yield Problem(
+                ("resources",),
+                f"gpu: {resources.gpu:g} puts several trials on one base model, and {reason}: set "
+                f"'resources: {{gpu: 1}}'.",
+            )
 
 
 def metric_problem(metric: str, options: TrainerOptions) -> str | None:

@@ -62,6 +62,10 @@ class TrainerOptions(BaseModel):
         """Return why trials with these options cannot be pruned, and what to change; else None."""
         return None
 
+    def sharing_problem(self) -> str | None:
+        """Return why a trial with these options cannot share a device with others; else None."""
+        return None
+
     @classmethod
     def for_metric(
         cls, given: Mapping[str, object], metric: str, direction: Literal["minimize", "maximize"]

@@ -368,3 +368,26 @@ def test_the_example_of_the_readme_is_a_valid_file(tmp_path: Path) -> None:
     assert spec.fixed["train_file"] == str(tmp_path / "data" / "train.jsonl")
     assert spec.fixed["lora_dropout"] == 0.1
     assert spec.search_space.resolve(spec.search_space.enqueued[0])["lora_alpha"] == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"finetuning_type": "full"}, "trains the base model's own weights"),
+        ({"init_lora_weights": "pissa"}, "changes the base model's weights"),
+    ],
+)
+def test_trials_that_need_their_base_for_themselves_need_a_whole_gpu(
+    tmp_path: Path, options: dict[str, str], said: str
+) -> None:
+    fixed = {"model_name_or_path": "m", "train_file": "t.jsonl", "val_size": 0.1, **options}
+    text = (
+        f"study: s\nfixed: {json.dumps(fixed)}\n"
+        "space: {learning_rate: {type: float, low: 1.0e-5, high: 1.0e-3}}\n"
+    )
+    (found,) = errors(tmp_path, text + "resources: {gpu: 0.5}\n")
+    assert said in found
+    assert "resources: {gpu: 1}" in found
+    path = tmp_path / "good.yaml"
+    path.write_text(text)
+    assert read_spec_file(path).spec.resources.gpu == 1

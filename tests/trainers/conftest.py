@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,12 +22,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def threads() -> Iterator[None]:
-    """Compute in two threads, as most users do in more than one; in one beside other tests."""
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: on a busy machine more wait for each other, ten times as long."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

@@ -15,7 +15,7 @@ from transformers.trainer_utils import SchedulerType
 
 from trainers.lora.learning_rate import LearningRate
 from trainers.lora.options import LoraOptions
-from trainers.lora.options.optimization import (
+from trainers.lora.options.schedule import (
     BY_VALIDATION,
     SCHEDULER_ARGUMENTS,
     WITHOUT_WARMUP,

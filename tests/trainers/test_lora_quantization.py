@@ -24,12 +24,12 @@ KINDS: dict[str, Options] = {
 
 @pytest.fixture(scope="module")
 def wide_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama whose linear layers hold 97 % of its weights, as in models people train."""
+    """A random Llama whose linear layers hold 95 % of its weights, as in models people train."""
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("wide-llama")
     config = AutoConfig.from_pretrained(model_folder)
-    config.hidden_size, config.intermediate_size, config.head_dim = 512, 1536, 128
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 768, 64
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)

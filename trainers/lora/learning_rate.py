@@ -9,7 +9,6 @@ import torch
 import transformers
 
 from trainers.lora.options import LoraOptions
-from trainers.lora.options.optimization import BY_VALIDATION
 
 
 class LearningRate:
@@ -41,13 +40,13 @@ class LearningRate:
 
         Of a schedule by validations it is the rate after the newest one, whatever the step.
         """
-        if self._is_by_validation:
+        if self._options.is_scheduled_by_validation:
             return float(self._optimizer.param_groups[0]["lr"])
         return self._options.learning_rate * self._scheduler.lr_lambdas[0](step - 1)
 
     def observe(self, metric: float) -> None:
         """Take in what a validation measured; only schedules that go by validations do."""
-        if self._is_by_validation:
+        if self._options.is_scheduled_by_validation:
             self._observed.append(float(metric))
             self._scheduler.step(metric)
 
@@ -64,15 +63,11 @@ class LearningRate:
         for metric in observed:  # few, and the schedule is a function of them alone
             self.observe(metric)
 
-    @property
-    def _is_by_validation(self) -> bool:
-        return self._options.lr_scheduler_type in BY_VALIDATION
-
     def _begin(self) -> None:
         options, num_steps = self._options, self._num_steps
         warmup, arguments = options.warmup_steps, dict(options.lr_scheduler_kwargs)
         num_warmup_steps = math.ceil(warmup * num_steps) if 0 < warmup < 1 else int(warmup)
-        if self._is_by_validation:
+        if options.is_scheduled_by_validation:
             more_is_better = options.is_greater_better(options.best_metric)
             arguments.setdefault("mode", "max" if more_is_better else "min")
         length: int | None = num_steps

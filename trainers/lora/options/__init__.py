@@ -15,12 +15,13 @@ from pydantic import model_validator
 
 from trainers.lora.aliases import ALIASES, IGNORED, translate_values
 from trainers.lora.metrics import reported_names
-from trainers.lora.options import data, method, model, optimization, stopping, validation
+from trainers.lora.options import data, method, model, stopping, validation
 from trainers.lora.options.data import VALIDATION_DATA, DataOptions
 from trainers.lora.options.dataset_entry import DataFormat
 from trainers.lora.options.method import ALL_LINEAR, MethodOptions
 from trainers.lora.options.model import ModelOptions
 from trainers.lora.options.optimization import OptimizationOptions
+from trainers.lora.options.schedule import ScheduleOptions
 from trainers.lora.options.stopping import StoppingOptions
 from trainers.lora.options.validation import ValidationOptions
 from trainers.protocol import TrainerOptions
@@ -34,6 +35,7 @@ class LoraOptions(
     StoppingOptions,
     ValidationOptions,
     OptimizationOptions,
+    ScheduleOptions,
     MethodOptions,
     DataOptions,
     ModelOptions,
@@ -42,12 +44,7 @@ class LoraOptions(
     """Everything that one trial needs to know. Fields are read in the order of the groups."""
 
     shared: ClassVar[frozenset[str]] = (
-        model.SHARED
-        | data.SHARED
-        | method.SHARED
-        | optimization.SHARED
-        | validation.SHARED
-        | stopping.SHARED
+        model.SHARED | data.SHARED | method.SHARED | validation.SHARED | stopping.SHARED
     )
     budget: ClassVar[frozenset[str]] = validation.BUDGET
     paths: ClassVar[frozenset[str]] = model.PATHS | data.PATHS
@@ -117,6 +114,9 @@ class LoraOptions(
             )
         return None
 
+    def sharing_problem(self) -> str | None:
+        return self.needs_own_base
+
     @classmethod
     def for_metric(
         cls, given: Mapping[str, object], metric: str, direction: Literal["minimize", "maximize"]
@@ -184,7 +184,7 @@ class LoraOptions(
             f"metric_for_best_model: {self.metric_for_best_model}": (
                 self.best_metric != "train_loss"
             ),
-            f"lr_scheduler_type: {self.lr_scheduler_type}": self._follows_validation,
+            f"lr_scheduler_type: {self.lr_scheduler_type}": self.is_scheduled_by_validation,
         }
         problems = [name for name, is_given in needing.items() if is_given]
         if problems and not self.validates:
@@ -206,7 +206,7 @@ class LoraOptions(
             ),
             "eval_strategy: no": (self.eval_strategy == "no", "no validation is scheduled"),
             f"lr_scheduler_type: {self.lr_scheduler_type}": (
-                self._follows_validation,
+                self.is_scheduled_by_validation,
                 f"the learning rate follows from a validation {at_its_step}",
             ),
             "trials that change the base model": (
@@ -230,11 +230,6 @@ class LoraOptions(
             f"metric_for_best_model: {self.best_metric!r} is not reported with these options. "
             f"Reported: {', '.join(sorted(known))}. Metrics of generated answers need eval_metrics."
         )
-
-    @property
-    def _follows_validation(self) -> bool:
-        """Whether the learning rate depends on validations."""
-        return self.lr_scheduler_type in optimization.BY_VALIDATION
 
     @classmethod
     def translate(cls, given: Mapping[str, object]) -> dict[str, object]:
