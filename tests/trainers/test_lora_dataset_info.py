@@ -245,7 +245,7 @@ def test_names_of_other_tools_mean_ours(given: Options, expected: Options) -> No
     [
         ({"template": "nosuch"}, r"template: 'nosuch' is not known here\. Known: alpaca"),
         ({"group_by_length": 1.5}, "must be true or false"),
-        ({"template": "llama3", "chat_template": "llama3"}, "the same option"),
+        ({"template": "llama3", "chat_template": "chatml"}, "the same option"),
         ({"packing_strategy": "wrapped"}, "only 'bfd'"),
     ],
 )

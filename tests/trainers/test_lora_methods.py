@@ -56,7 +56,8 @@ def base_digests(run: Run) -> dict[str, str]:
 
 
 def validation_logits(run: Run, model: torch.nn.Module) -> torch.Tensor:
-    batch = run.trainer._engine._validation_batches[0]
+    dataset = run.trainer._engine._dataset
+    batch = dataset.validation_batch(range(len(dataset.validation)))
     model.eval()
     with torch.no_grad():
         ids, mask = batch.input_ids, batch.attention_mask

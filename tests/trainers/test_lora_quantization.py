@@ -136,7 +136,7 @@ def compare(quantized: Run, fixed: Options, options: Options) -> tuple[float, fl
     expected = gradients(reference)
     before = gradients(quantized)
     engine = quantized.trainer._engine
-    engine._passes.validate(engine._trials[0], engine._validation_batches)
+    engine._course._measure(engine._trials[0])
     after = gradients(quantized)
     cosine = nn.functional.cosine_similarity
     return cosine(before, expected, dim=0).item(), cosine(after, expected, dim=0).item()

@@ -323,7 +323,6 @@ def test_no_validation_data_is_an_empty_set(
     options = LoraOptions.model_validate(given).model_copy(update={"val_size": None})
     dataset = load_dataset(options, Encoder.of(options, tokenizer), 0)
     assert (len(dataset.train), dataset.validation, dataset.validation_sets) == (24, (), {})
-    assert dataset.validation_batches(8) == []
 
 
 def test_data_that_is_both_trained_and_validated_on_is_said(

@@ -13,7 +13,9 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from tests.trainers.conftest import WriteRows
 from tests.trainers.test_lora_trainer import Run, timeless
+from trainers.lora import LoraOptions
 from trainers.lora.passes import Passes
 from trainers.protocol import Report
 
@@ -149,7 +151,7 @@ def test_the_models_mode_is_restored_also_when_a_validation_raises(
 
     def broken(self: Passes, batch: Any) -> Any:
         assert not self._base.model.training
-        if self._adapters._peft.active_adapter == "trial0":
+        if self._weights._peft.active_adapter == "trial0":
             raise RuntimeError("no memory")
         return healthy(self, batch)
 
@@ -254,15 +256,21 @@ def test_trials_of_other_seeds_validate_on_the_same_examples(fixed: Options, eva
 
 
 def test_several_validation_sets_have_metrics_of_their_own(
-    fixed: Options, monkeypatch: pytest.MonkeyPatch
+    fixed: Options, write_rows: WriteRows
 ) -> None:
-    from trainers.lora import engine
-
-    sets = {"short": (0, 2), "long": (1, 3)}
-    monkeypatch.setattr(engine, "_validation_sets", lambda dataset: sets)
-    metrics = run_one(fixed, metric_for_best_model="eval_long_loss")[-1].metrics
+    sets = {
+        "short": write_rows({"prompt": "say ", "completion": "one"}, name="short.jsonl"),
+        "long": write_rows({"prompt": "say ", "completion": "one two three"}, name="long.jsonl"),
+    }
+    given = {name: str(path) for name, path in sets.items()}
+    shared = {"validation_file": given, "val_size": None}
+    options = {"metric_for_best_model": "eval_long_loss"}
+    metrics = run_one(fixed, shared, **options)[-1].metrics
     names = {f"eval_{name}_{what}" for name in sets for what in ("loss", "token_accuracy")}
     assert names <= set(metrics)
+    told = LoraOptions.model_validate({**fixed, **shared, **options}).metric_names()
+    assert told is not None
+    assert names <= told
     low, high = sorted(metrics[f"eval_{name}_loss"] for name in sets)
     assert low < metrics["eval_loss"] < high
 

@@ -172,6 +172,7 @@ class LoraOptions(
             )
         return self
 
+    @model_validator(mode="after")
     def _validation_where_it_is_needed(self) -> LoraOptions:
         needing = {
             "early_stopping_patience": self.early_stopping_patience is not None,
@@ -190,7 +191,8 @@ class LoraOptions(
         if problems and not self.validates:
             raise ValueError(
                 f"{', '.join(problems)}: cannot work with do_eval: false (eval_strategy: no), as "
-                f"nothing is validated. Leave it out, or set eval_strategy: steps."
+                f"nothing is validated. Leave it out, or validate: give val_size or "
+                f"validation_file, and no do_eval: false."
             )
         return self
 
