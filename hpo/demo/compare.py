@@ -23,8 +23,8 @@ from hpo.config_file import ConfigFile
 from hpo.lookup import find_trainer
 from hpo.single import train_config
 from hpo.studies import StudyRecord, TrialRecord
-from trainers.lora.records import read_records
-from trainers.lora.samples import Conversation, read_samples
+from trainers.lora.data.records import read_records
+from trainers.lora.data.samples import Conversation, read_samples
 from trainers.protocol import ADAPTER_FOLDER
 
 BATCH_SIZE = 16

@@ -16,9 +16,9 @@ from transformers import LlamaConfig, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from tests.trainers import own_callbacks
-from trainers.lora.callbacks import TrialCallbacks, Wishes
+from trainers.lora.callbacks.own_callback import CallbackError
+from trainers.lora.callbacks.trial_callbacks import TrialCallbacks, Wishes
 from trainers.lora.options import LoraOptions
-from trainers.lora.own_callback import CallbackError
 
 OWN = "tests.trainers.own_callbacks"
 EARLY_STOPPING = "transformers:EarlyStoppingCallback"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from trainers.lora.dataset import TOKEN_MULTIPLE, Dataset, load_dataset
-from trainers.lora.encoding import IGNORE_INDEX, Encoder, Example
+from trainers.lora.data.dataset import TOKEN_MULTIPLE, Dataset, load_dataset
+from trainers.lora.data.encoding import IGNORE_INDEX, Encoder, Example
+from trainers.lora.data.records import read_records
+from trainers.lora.data.samples import Completion, Conversation, Message, read_samples
 from trainers.lora.options import LoraOptions
-from trainers.lora.records import read_records
-from trainers.lora.samples import Completion, Conversation, Message, read_samples
 
 WriteRows = Callable[..., Path]
 
@@ -181,7 +181,7 @@ def test_only_answers_are_learned(tokenizer: Any) -> None:
 def test_blanks_that_a_tokenizer_reports_without_width_are_learned() -> None:
     import torch
 
-    from trainers.lora.encoding import _label
+    from trainers.lora.data.encoding import _label
 
     # "Q:" then an answer "   x", whose token of three blanks is reported as (5, 5).
     labels = _label(torch.tensor([7, 8, 9]), [(0, 2), (5, 5), (5, 6)], [(2, 6)])

@@ -11,7 +11,7 @@ import pytest
 
 from tests.trainers.test_lora_data import load
 from trainers.lora import LoraOptions
-from trainers.lora.dataset import Dataset
+from trainers.lora.data.dataset import Dataset
 
 Options = dict[str, object]
 WriteRows = Callable[..., Path]

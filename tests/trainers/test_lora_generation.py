@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from trainers.lora.adapters import AdapterPool
-from trainers.lora.base_model import BaseModel, load_base_model
-from trainers.lora.encoding import IGNORE_INDEX, Encoder, Example
-from trainers.lora.generation import Generator, Question
+from trainers.lora.data.encoding import IGNORE_INDEX, Encoder, Example
+from trainers.lora.data.samples import Completion, Conversation, Message
+from trainers.lora.model.adapters import AdapterPool
+from trainers.lora.model.base_model import BaseModel, load_base_model
 from trainers.lora.options import LoraOptions
-from trainers.lora.samples import Completion, Conversation, Message
+from trainers.lora.validation.generation import Generator, Question
 
 TURNS = [
     ("say one and six", "one number 0"),

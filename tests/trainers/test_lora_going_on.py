@@ -134,7 +134,7 @@ def test_beside_training_all_is_as_in_turn(fixed: Options, form: Options) -> Non
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Validations beside training wait until it is set."""
-    from trainers.lora.side import SideValidator
+    from trainers.lora.validation.side import SideValidator
 
     opened = threading.Event()
     healthy = SideValidator._validate
@@ -246,7 +246,7 @@ def test_a_trial_may_leave_while_its_validation_is_under_way(
 def test_an_error_beside_training_fails_that_trial(
     fixed: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainers.lora.side import SideValidator
+    from trainers.lora.validation.side import SideValidator
 
     healthy = SideValidator._validate
 

@@ -137,7 +137,7 @@ def test_noise_is_on_training_embeddings_only_and_of_the_trials_own_stream(
 
 
 def test_noise_is_transformers_formula(fixed: Options) -> None:
-    from trainers.lora.neftune import noisy_embeddings
+    from trainers.lora.model.neftune import noisy_embeddings
 
     model = Run(fixed).trainer._engine._base.model
     ids = torch.arange(60).reshape(2, 30)

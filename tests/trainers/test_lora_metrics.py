@@ -10,15 +10,15 @@ import warnings
 
 import pytest
 
-from trainers.lora import answer_scores
-from trainers.lora.generation import Answer
-from trainers.lora.metrics import (
+from trainers.lora.options.answer_metrics import (
     REPORTED,
-    AnswerMetrics,
     check_metric_names,
     greater_is_better,
     reported_names,
 )
+from trainers.lora.validation import answer_scores
+from trainers.lora.validation.generation import Answer
+from trainers.lora.validation.metrics import AnswerMetrics
 
 OWN = "tests.trainers.own_metrics"
 
@@ -40,7 +40,7 @@ def measure(name: str, *pairs: tuple[str, str]) -> dict[str, float]:
 def test_importing_the_names_loads_no_library() -> None:
     libraries = ("torch", "transformers", "sklearn", "sacrebleu", "rouge_score", "numpy", "nltk")
     code = (
-        "import sys; from trainers.lora.metrics import check_metric_names;"
+        "import sys; from trainers.lora.options.answer_metrics import check_metric_names;"
         f"check_metric_names(['rouge', 'bleu', '{OWN}:echo']);"
         f"print([name for name in {libraries} if name in sys.modules])"
     )

@@ -15,6 +15,7 @@ from torch import nn
 from transformers.training_args import OptimizerNames
 
 from tests.trainers.test_lora_trainer import Run, losses
+from trainers.lora.model.weights import Parameters, undecayed_parameters
 from trainers.lora.optimizer import (
     load_state,
     make_optimizer,
@@ -28,7 +29,6 @@ from trainers.lora.options.optimization import (
     REFUSED_OPTIMIZERS,
     OptimizerName,
 )
-from trainers.lora.weights import Parameters, undecayed_parameters
 
 Options = dict[str, object]
 

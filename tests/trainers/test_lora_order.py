@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.trainers.test_lora_data import load
+from trainers.lora.data.order import DataOrder
 from trainers.lora.options import LoraOptions
-from trainers.lora.order import DataOrder
 
 LENGTHS = random.Random(0).sample(range(1000), 203)
 

@@ -12,9 +12,9 @@ import torch
 
 from tests.trainers.test_lora_data import load
 from trainers.lora import LoraTrainer
-from trainers.lora.dataset import Batch, Dataset
-from trainers.lora.encoding import IGNORE_INDEX, Example
-from trainers.lora.packing import best_fit, check_keeps_apart, join, pack
+from trainers.lora.data.dataset import Batch, Dataset
+from trainers.lora.data.encoding import IGNORE_INDEX, Example
+from trainers.lora.data.packing import best_fit, check_keeps_apart, join, pack
 
 Options = dict[str, object]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from trainers.lora.data.order import DataOrder
 from trainers.lora.options import LoraOptions
-from trainers.lora.order import DataOrder
 from trainers.lora.schedule import Schedule
 
 

@@ -12,11 +12,11 @@ import pytest
 from pydantic import ValidationError
 
 from tests.trainers.test_lora_data import load
-from trainers.lora.bad_rows import BadRows
-from trainers.lora.dataset import Dataset
+from trainers.lora.data.bad_rows import BadRows
+from trainers.lora.data.dataset import Dataset
+from trainers.lora.data.records import read_records
+from trainers.lora.data.samples import Completion, read_samples
 from trainers.lora.options import LoraOptions
-from trainers.lora.records import read_records
-from trainers.lora.samples import Completion, read_samples
 
 WriteRows = Callable[..., Path]
 Options = dict[str, object]
@@ -316,8 +316,8 @@ def test_several_validation_sets_are_told_apart(
 def test_no_validation_data_is_an_empty_set(
     tokenizer: Any, no_data: Options, train_file: Path
 ) -> None:
-    from trainers.lora.dataset import load_dataset
-    from trainers.lora.encoding import Encoder
+    from trainers.lora.data.dataset import load_dataset
+    from trainers.lora.data.encoding import Encoder
 
     given = {**no_data, "train_file": str(train_file), "val_size": 0.1}
     options = LoraOptions.model_validate(given).model_copy(update={"val_size": None})

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.trainers.test_lora_data import learned
-from trainers.lora.encoding import IGNORE_INDEX, Encoder
-from trainers.lora.samples import Conversation, Message
-from trainers.lora.templates import AXOLOTL, LLAMA_FACTORY, TEMPLATES
+from trainers.lora.data.encoding import IGNORE_INDEX, Encoder
+from trainers.lora.data.samples import Conversation, Message
+from trainers.lora.data.templates import AXOLOTL, LLAMA_FACTORY, TEMPLATES
 
 TURNS = (
     Message("system", "be brief"),

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.trainers.test_lora_data import load
-from trainers.lora import token_cache
-from trainers.lora.dataset import Dataset
-from trainers.lora.encoding import Encoder
+from trainers.lora.data import token_cache
+from trainers.lora.data.dataset import Dataset
+from trainers.lora.data.encoding import Encoder
 
 Options = dict[str, object]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainers.lora import LoraOptions, LoraTrainer
-from trainers.lora.base_model import load_tokenizer
+from trainers.lora.model.base_model import load_tokenizer
 from trainers.lora.passes import Passes
 from trainers.protocol import Report
 
@@ -402,7 +402,7 @@ def test_folders_and_devices_that_hold_nothing_are_refused(fixed: Options, tmp_p
 
 
 def test_a_gguf_file_is_loaded_as_one(tmp_path: Path) -> None:
-    from trainers.lora.base_model import _load
+    from trainers.lora.model.base_model import _load
     from trainers.lora.options import LoraOptions
 
     path = tmp_path / "tiny.Q4_1.gguf"

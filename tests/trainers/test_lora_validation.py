@@ -229,7 +229,7 @@ def test_a_growing_set_takes_all_at_the_last_and_computes_it_as_a_fixed_one(
 def test_a_rotating_set_takes_the_next_examples_each_time(
     fixed: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainers.lora.dataset import Dataset
+    from trainers.lora.data.dataset import Dataset
 
     seen: list[int] = []
     healthy = Dataset.validation_batch

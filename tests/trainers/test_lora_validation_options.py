@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from trainers.lora import LoraOptions
-from trainers.lora.eval_sets import EvalPart, EvalSets
-from trainers.lora.order import DataOrder
+from trainers.lora.data.order import DataOrder
 from trainers.lora.schedule import Schedule
+from trainers.lora.validation.eval_sets import EvalPart, EvalSets
 
 BASE = {"model_name_or_path": "org/model", "train_file": "train.jsonl", "val_size": 0.1}
 CALLBACK = "my_package.my_module:MyCallback"

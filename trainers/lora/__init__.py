@@ -54,6 +54,6 @@ class LoraTrainer:
 
     @classmethod
     def merge(cls, options: Mapping[str, object], adapter: Path, folder: Path) -> None:
-        from trainers.lora.merge import merge_adapter
+        from trainers.lora.model.merge import merge_adapter
 
         merge_adapter(LoraOptions.model_validate(dict(options)), adapter, folder)

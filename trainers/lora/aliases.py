@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from trainers.lora.data_aliases import DATA_TRANSLATORS
+from trainers.lora.data.aliases import DATA_TRANSLATORS
 
 ALIASES: Mapping[str, str] = {
     # LLaMA-Factory

@@ -13,11 +13,11 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from trainers.lora.model.weights import WeightPool, contiguous, read_tensors
 from trainers.lora.optimizer import load_state, state_tensors, state_values
 from trainers.lora.options import LoraOptions
 from trainers.lora.progress import Progress
 from trainers.lora.trial import Trial
-from trainers.lora.weights import WeightPool, contiguous, read_tensors
 from trainers.protocol import ADAPTER_FOLDER, STATE_FOLDER
 
 STATE_FORMAT = 2

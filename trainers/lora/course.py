@@ -13,13 +13,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from trainers.lora import step_log
-from trainers.lora.callbacks import Wishes
-from trainers.lora.eval_sets import EvalPart
-from trainers.lora.results import Measured
-from trainers.lora.side import SideValidator, drop
+from trainers.lora.callbacks.trial_callbacks import Wishes
 from trainers.lora.snapshots import Snapshot, exchange, take_snapshot
 from trainers.lora.trial import Trial
-from trainers.lora.validation import Validator
+from trainers.lora.validation.eval_sets import EvalPart
+from trainers.lora.validation.results import Measured
+from trainers.lora.validation.side import SideValidator, drop
+from trainers.lora.validation.validator import Validator
 from trainers.lora.verdict import judge, restore_best
 from trainers.protocol import Report
 

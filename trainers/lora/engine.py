@@ -12,29 +12,29 @@ from pathlib import Path
 import torch
 
 from trainers.lora import step_log
-from trainers.lora.adapters import AdapterPool
-from trainers.lora.base_model import BaseModel, load_base_model, load_tokenizer
-from trainers.lora.callbacks import TrialCallbacks
+from trainers.lora.callbacks.own_callback import OwnCallback
+from trainers.lora.callbacks.trial_callbacks import TrialCallbacks
 from trainers.lora.checkpoint import check_resumable, load_trial, save_trial
 from trainers.lora.course import Course
-from trainers.lora.dataset import load_dataset
-from trainers.lora.encoding import Encoder
-from trainers.lora.eval_sets import EvalSets
-from trainers.lora.full_weights import FullWeights
-from trainers.lora.generation import Generator
+from trainers.lora.data.dataset import load_dataset
+from trainers.lora.data.encoding import Encoder
+from trainers.lora.data.order import DataOrder
+from trainers.lora.data.packing import check_keeps_apart
 from trainers.lora.learning_rate import LearningRate
+from trainers.lora.model.adapters import AdapterPool
+from trainers.lora.model.base_model import BaseModel, load_base_model, load_tokenizer
+from trainers.lora.model.full_weights import FullWeights
+from trainers.lora.model.weights import Parameters, WeightPool
 from trainers.lora.options import LoraOptions
-from trainers.lora.order import DataOrder
-from trainers.lora.own_callback import OwnCallback
-from trainers.lora.packing import check_keeps_apart
 from trainers.lora.passes import Passes, PassFailed, StepLoss, describe
-from trainers.lora.results import Results
 from trainers.lora.schedule import Schedule
-from trainers.lora.side import IN_TURN, SideValidator, side_model
 from trainers.lora.snapshots import as_it_was
 from trainers.lora.trial import Trial
-from trainers.lora.validation import Validator
-from trainers.lora.weights import Parameters, WeightPool
+from trainers.lora.validation.eval_sets import EvalSets
+from trainers.lora.validation.generation import Generator
+from trainers.lora.validation.results import Results
+from trainers.lora.validation.side import IN_TURN, SideValidator, side_model
+from trainers.lora.validation.validator import Validator
 from trainers.protocol import ADAPTER_FOLDER, Plan, Report
 
 DIVERGED_LOSS_FACTOR = 2.0

@@ -11,8 +11,8 @@ import transformers
 from torch import Tensor
 from transformers.training_args import OptimizerNames
 
+from trainers.lora.model.weights import Parameters
 from trainers.lora.options import LoraOptions
-from trainers.lora.weights import Parameters
 
 Plain = bool | int | float | None
 """What an optimizer keeps beside tensors, such as a count of steps."""

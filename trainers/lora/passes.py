@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainers.lora.base_model import BaseModel
-from trainers.lora.dataset import Batch, Dataset
-from trainers.lora.encoding import IGNORE_INDEX
-from trainers.lora.neftune import noisy_embeddings
-from trainers.lora.results import BatchSums
+from trainers.lora.data.dataset import Batch, Dataset
+from trainers.lora.data.encoding import IGNORE_INDEX
+from trainers.lora.model.base_model import BaseModel
+from trainers.lora.model.neftune import noisy_embeddings
+from trainers.lora.model.weights import WeightPool
 from trainers.lora.seeds import derive_seed
 from trainers.lora.trial import Trial
-from trainers.lora.weights import WeightPool
+from trainers.lora.validation.results import BatchSums
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Passes:
             arguments["attention_mask"] = batch.attention_mask
         else:  # from positions that begin again transformers masks examples of one row apart
             arguments["position_ids"] = batch.position_ids
-        with self._autocast():
+        with self._base.autocast():
             output = self._base.model(input_ids=batch.input_ids, **arguments)
         logits: Tensor = output.logits
         if logits.ndim == 3:
@@ -126,12 +126,6 @@ class Passes:
         targets = batch.targets[is_target].to(logits.device)
         assert logits.shape[0] == targets.shape[0]
         return logits, targets
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Compute in the base model's type where its adapters are in a wider one."""
-        if self._base.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self._base.device.type, dtype=self._base.dtype)
 
     def _noise(
         self, trial: Trial, step: int, index: int

@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from trainers.lora.callbacks import TrialCallbacks
+from trainers.lora.callbacks.trial_callbacks import TrialCallbacks
+from trainers.lora.data.order import DataOrder
 from trainers.lora.learning_rate import LearningRate
+from trainers.lora.model.weights import Parameters
 from trainers.lora.optimizer import make_optimizer, set_learning_rate
 from trainers.lora.options import LoraOptions
-from trainers.lora.order import DataOrder
 from trainers.lora.progress import Progress
-from trainers.lora.results import Results
 from trainers.lora.schedule import Schedule
 from trainers.lora.step_log import NUM_NORMS, is_jump
-from trainers.lora.weights import Parameters
+from trainers.lora.validation.results import Results
 from trainers.protocol import EndReason, Report, Scalar, StepLine
 
 

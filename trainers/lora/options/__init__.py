@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from trainers.lora.aliases import ALIASES, IGNORED, translate_values
-from trainers.lora.metrics import reported_names
 from trainers.lora.options import data, method, model, stopping, validation
+from trainers.lora.options.answer_metrics import reported_names
 from trainers.lora.options.data import VALIDATION_DATA, DataOptions
 from trainers.lora.options.dataset_entry import DataFormat
 from trainers.lora.options.method import ALL_LINEAR, MethodOptions

@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from trainers.lora.data.templates import TEMPLATES
 from trainers.lora.options.dataset_entry import DataFormat, DatasetEntry
-from trainers.lora.templates import TEMPLATES
 
 SHARED = frozenset(
     {

@@ -15,7 +15,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from trainers.lora.metrics import greater_is_better
+from trainers.lora.options.answer_metrics import greater_is_better
 
 SHARED = frozenset({"callbacks"})
 

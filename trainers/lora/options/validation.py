@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from trainers.lora.metrics import BleuTokenizer, check_metric_names
+from trainers.lora.options.answer_metrics import BleuTokenizer, check_metric_names
 
 SHARED = frozenset(
     {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from trainers.lora.dataset_info import read_axolotl, read_dataset, read_eval_dataset
-from trainers.lora.templates import AXOLOTL, LLAMA_FACTORY, TEMPLATES
+from trainers.lora.data.dataset_info import read_axolotl, read_dataset, read_eval_dataset
+from trainers.lora.data.templates import AXOLOTL, LLAMA_FACTORY, TEMPLATES
 
 Given = Mapping[str, object]
 Options = dict[str, object]

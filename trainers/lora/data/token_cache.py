@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from trainers.lora.encoding import IGNORE_INDEX, Encoder, Example
-from trainers.lora.example_sets import ExampleSets, make_example_sets, sources_of
+from trainers.lora.data.encoding import IGNORE_INDEX, Encoder, Example
+from trainers.lora.data.example_sets import ExampleSets, make_example_sets, sources_of
+from trainers.lora.data.sources import Source
 from trainers.lora.options import LoraOptions
-from trainers.lora.sources import Source
 
 CACHE_FORMAT = 1
 """Raised when tokens are made or kept in another way."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2.sandbox
 
-from trainers.lora.templates import TEMPLATES
+from trainers.lora.data.templates import TEMPLATES
 
 PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trainers.lora.generation import Answer
+from trainers.lora.validation.generation import Answer
 from trainers.protocol import Scalar
 
 Indices = tuple[int, ...]

@@ -15,9 +15,9 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from trainers.lora.chat_template import begin_text, choose_template
+from trainers.lora.data.chat_template import begin_text, choose_template
+from trainers.lora.data.samples import Completion, Conversation, Message, Sample
 from trainers.lora.options import LoraOptions
-from trainers.lora.samples import Completion, Conversation, Message, Sample
 
 IGNORE_INDEX = -100
 

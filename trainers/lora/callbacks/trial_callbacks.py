@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState
 
-from trainers.lora.callback_view import AdapterView, training_arguments
+from trainers.lora.callbacks.callback_view import AdapterView, training_arguments
+from trainers.lora.callbacks.own_callback import CallbackError, OwnCallback, as_json
 from trainers.lora.options import LoraOptions
-from trainers.lora.own_callback import CallbackError, OwnCallback, as_json
 from trainers.protocol import Scalar
 
 _NOT_OF_VALIDATION = ("epoch", "train_loss")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from trainers.lora.base_model import BaseModel
-from trainers.lora.encoding import IGNORE_INDEX, Example
+from trainers.lora.data.encoding import IGNORE_INDEX, Example
+from trainers.lora.model.base_model import BaseModel
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Generator:
             disable_compile=True,
         )
         stop = _AtStopIds([question.stop_ids for question in questions], self._base.device)
-        with self._as_before(config), self._autocast():
+        with self._as_before(config), self._base.autocast():
             output = self._base.model.generate(
                 input_ids.to(self._base.device),
                 attention_mask=attention_mask.to(self._base.device),
@@ -196,12 +196,6 @@ class Generator:
             ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return text
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Compute in the base model's type where its adapters are in a wider one."""
-        if self._base.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self._base.device.type, dtype=self._base.dtype)
 
     @contextlib.contextmanager
     def _as_before(self, config: GenerationConfig) -> Iterator[None]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers.lora.encoding import IGNORE_INDEX, Example
+from trainers.lora.data.encoding import IGNORE_INDEX, Example
 
 _LEAK_TOLERANCE = 0.05
 """How much of a real leak's effect may be rounding."""

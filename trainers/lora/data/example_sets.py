@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trainers.lora.bad_rows import BadRows
-from trainers.lora.encoding import Encoder, Example
-from trainers.lora.mixing import mix, repeated, sample_order
+from trainers.lora.data.bad_rows import BadRows
+from trainers.lora.data.encoding import Encoder, Example
+from trainers.lora.data.mixing import mix, repeated, sample_order
+from trainers.lora.data.samples import Sample, read_samples
+from trainers.lora.data.sources import ONLY_SET, Source, train_sources, validation_sources
 from trainers.lora.options import LoraOptions
-from trainers.lora.samples import Sample, read_samples
-from trainers.lora.sources import ONLY_SET, Source, train_sources, validation_sources
 
 
 @dataclass(frozen=True)

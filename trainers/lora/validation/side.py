@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers.lora.adapters import AdapterPool, load_weights
-from trainers.lora.base_model import BaseModel, load_base_model
-from trainers.lora.eval_sets import EvalPart
+from trainers.lora.model.adapters import AdapterPool, load_weights
+from trainers.lora.model.base_model import BaseModel, load_base_model
+from trainers.lora.model.weights import Parameters
 from trainers.lora.options import LoraOptions
-from trainers.lora.results import Measured, Results
-from trainers.lora.validation import Validator
-from trainers.lora.weights import Parameters
+from trainers.lora.validation.eval_sets import EvalPart
+from trainers.lora.validation.results import Measured, Results
+from trainers.lora.validation.validator import Validator
 
 IN_TURN = (
     "eval_async: there is no second device and no spare core (torch uses all that this process may "

@@ -5,6 +5,7 @@ Knows in which form and where to; which of its weights are trained is not decide
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import math
@@ -82,6 +83,12 @@ class BaseModel:
                 f"{next(iter(self.linear_shapes))!r}."
             )
         return matched
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Compute in this model's type where trained weights are in a wider one."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
 
     @property
     def uniform_loss(self) -> float:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from trainers.lora.bad_rows import BadRows
+from trainers.lora.data.bad_rows import BadRows
+from trainers.lora.data.records import Record
 from trainers.lora.options import DataFormat
 from trainers.lora.options.dataset_entry import ROLES
-from trainers.lora.records import Record
 
 
 @dataclass(frozen=True)

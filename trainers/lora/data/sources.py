@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trainers.lora.bad_rows import BadRows
+from trainers.lora.data.bad_rows import BadRows
+from trainers.lora.data.records import FILE_KINDS, Record, read_records
+from trainers.lora.data.samples import Layout
 from trainers.lora.options import LoraOptions
 from trainers.lora.options.dataset_entry import DatasetEntry
-from trainers.lora.records import FILE_KINDS, Record, read_records
-from trainers.lora.samples import Layout
 
 _FOLDER_KINDS = tuple(kind for kind in FILE_KINDS if kind != ".txt")
 """What is data in a folder; a text file there is as likely a licence."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from trainers.lora.base_model import load_base_model, load_tokenizer
-from trainers.lora.full_weights import save_model
+from trainers.lora.model.base_model import load_base_model, load_tokenizer
+from trainers.lora.model.full_weights import save_model
 from trainers.lora.options import LoraOptions
 
 

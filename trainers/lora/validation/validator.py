@@ -10,13 +10,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from trainers.lora.dataset import Dataset
-from trainers.lora.eval_sets import EvalPart, EvalSets
-from trainers.lora.generation import Answer, Generator, Question
-from trainers.lora.metrics import AnswerMetrics
+from trainers.lora.data.dataset import Dataset
 from trainers.lora.options import LoraOptions
 from trainers.lora.passes import Passes
-from trainers.lora.results import BatchSums, Indices, Measured, Results
+from trainers.lora.validation.eval_sets import EvalPart, EvalSets
+from trainers.lora.validation.generation import Answer, Generator, Question
+from trainers.lora.validation.metrics import AnswerMetrics
+from trainers.lora.validation.results import BatchSums, Indices, Measured, Results
 
 
 class Validator:

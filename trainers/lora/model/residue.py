@@ -14,7 +14,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from trainers.lora.originals import Originals
+from trainers.lora.model.originals import Originals
 
 FIRST, SECOND = ".lora_A.weight", ".lora_B.weight"
 """How the names of an adapter's two factors end in its file."""

@@ -20,19 +20,19 @@ from peft.utils.other import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainers.lora.base_model import BaseModel
-from trainers.lora.options import ALL_LINEAR, LoraOptions
-from trainers.lora.options.method import is_pattern
-from trainers.lora.residue import FIRST, SECOND, Residue, layer_weight
-from trainers.lora.seeds import derive_seed
-from trainers.lora.starts import drawn_start, plain_start
-from trainers.lora.weights import (
+from trainers.lora.model.base_model import BaseModel
+from trainers.lora.model.residue import FIRST, SECOND, Residue, layer_weight
+from trainers.lora.model.starts import drawn_start, plain_start
+from trainers.lora.model.weights import (
     Parameters,
     check_shares_base,
     contiguous,
     read_tensors,
     undecayed_parameters,
 )
+from trainers.lora.options import ALL_LINEAR, LoraOptions
+from trainers.lora.options.method import is_pattern
+from trainers.lora.seeds import derive_seed
 
 _WEIGHTS = "adapter_model.safetensors"
 

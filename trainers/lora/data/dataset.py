@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainers.lora.encoding import IGNORE_INDEX, Encoder, Example
+from trainers.lora.data.encoding import IGNORE_INDEX, Encoder, Example
+from trainers.lora.data.packing import join, pack, pieces, positions
+from trainers.lora.data.sources import ONLY_SET
+from trainers.lora.data.token_cache import load_example_sets
 from trainers.lora.options import LoraOptions
-from trainers.lora.packing import join, pack, pieces, positions
-from trainers.lora.sources import ONLY_SET
-from trainers.lora.token_cache import load_example_sets
 
 TOKEN_MULTIPLE = 32
 """Rows are padded to a multiple of this, so that a row's length, on which the order of sums in a

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import transformers
 
-from trainers.lora.base_model import BaseModel
+from trainers.lora.model.base_model import BaseModel
+from trainers.lora.model.originals import Originals
+from trainers.lora.model.weights import Parameters, check_shares_base, undecayed_parameters
 from trainers.lora.options import LoraOptions
-from trainers.lora.originals import Originals
-from trainers.lora.weights import Parameters, check_shares_base, undecayed_parameters
 
 
 class FullWeights:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.lora.bad_rows import BadRows
+from trainers.lora.data.bad_rows import BadRows
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""transformers' callbacks, for one trial each."""
