@@ -69,20 +69,21 @@ def _losses(record: StudyRecord, best: TrialRecord, adapter: Path) -> Table:
     default = {name: value for name, value in record.spec.fixed.items() if name not in searched}
     folder = Path(record.spec.output_dir) / f"{record.name}-default"
     print("training the default config to its end", file=sys.stderr)
-    config = ConfigFile(record.spec.trainer, default, folder)
+    spec = record.spec
+    config = ConfigFile(spec.trainer, default, folder, metric=spec.metric, sign=spec.sign)
     trained: Any = train_config(config, lambda text: print(text, file=sys.stderr))
     trainer = find_trainer(record.spec.trainer)(record.spec.fixed, "auto")
     table = Table(title="on the validation set", title_justify="left", header_style="bold")
-    for column in ("", "eval_loss", "perplexity", "eval_token_accuracy"):
+    names = dict.fromkeys(("eval_loss", "perplexity", "eval_token_accuracy", spec.metric))
+    for column in ("", *names):
         table.add_column(column, justify="right" if column else "left")
     rows: dict[str, Mapping[str, float]] = {
         "untuned model": trainer.evaluate(best.config),
         "default config": trained["metrics"],
         f"best of the study (trial {best.number})": trainer.evaluate(best.config, adapter),
     }
-    for name, metrics in rows.items():
-        values = ("eval_loss", "perplexity", "eval_token_accuracy")
-        table.add_row(name, *(f"{metrics[value]:.3f}" for value in values))
+    for row, metrics in rows.items():
+        table.add_row(row, *(f"{metrics[name]:.3f}" for name in names))
     return table
 
 
