@@ -9,6 +9,8 @@ import pytest
 
 from tests.integration.postgres import Server, running_server
 
+# Threads that wait for work shall sleep: by default they spin, and take the cores from other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread in each process, before torch loads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
