@@ -34,7 +34,8 @@ class ConfigFile:
         trainer: Name or dotted path.
         config: The trainer's options, without aliases.
         output_dir: Where the adapter and the checkpoints go.
-        metric: Decides which validation's adapter is handed over.
+        metric: Decides which validation's adapter is handed over; None: the last step's, where
+            nothing is validated.
         sign: 1 if less of it is better, -1 if more.
         report_to: Trackers.
         run_name: In the trackers.
@@ -43,7 +44,7 @@ class ConfigFile:
     trainer: str
     config: dict[str, object]
     output_dir: Path
-    metric: str = "eval_loss"
+    metric: str | None = "eval_loss"
     sign: float = 1.0
     report_to: tuple[TrackerName, ...] = ()
     run_name: str = "{study}"
@@ -88,7 +89,7 @@ def read_config_file(path: Path) -> ConfigFile:
     checked = options.model_validate(values)
     default = ("minimize", str(metric)) if metric is not None else None
     default_direction, chosen = default or _default_metric(checked)
-    if message := metric_problem(chosen, checked):
+    if chosen is not None and (message := metric_problem(chosen, checked)):
         raise document.error([Problem(("metric",), message)])
     sign = -1.0 if (direction or default_direction) == "maximize" else 1.0
     return ConfigFile(
@@ -104,12 +105,12 @@ def _trackers(value: object, problems: list[Problem]) -> tuple[TrackerName, ...]
         return ()
 
 
-def _default_metric(options: TrainerOptions) -> tuple[str, str]:
+def _default_metric(options: TrainerOptions) -> tuple[str, str | None]:
     """Return the direction and the metric that a file without `metric:` goes by.
 
     The trainer's ``metric_for_best_model`` (more of it is better as ``greater_is_better`` says, or
-    else as transformers has it: unless it is a loss); else eval_loss; where nothing is validated,
-    the loss that is reported.
+    else as transformers has it: unless it is a loss); else eval_loss; where that is not reported,
+    none.
     """
     given: Mapping[str, object] = options.model_dump(include={BEST_METRIC, "greater_is_better"})
     names = options.metric_names()
@@ -121,7 +122,5 @@ def _default_metric(options: TrainerOptions) -> tuple[str, str]:
         greater = given.get("greater_is_better")
         is_greater = greater if isinstance(greater, bool) else not metric.endswith("loss")
         return ("maximize" if is_greater else "minimize"), metric
-    if names is None or DEFAULT_METRIC in names:
-        return "minimize", DEFAULT_METRIC
-    losses = sorted(name for name in names if name.endswith("loss"))
-    return "minimize", (losses or sorted(names) or [DEFAULT_METRIC])[0]
+    is_reported = names is None or DEFAULT_METRIC in names
+    return "minimize", DEFAULT_METRIC if is_reported else None

@@ -122,9 +122,10 @@ class _Run:
         """Tell the trackers of a report, or that the training begins."""
         ending = None
         if report is not None and report.end is not None:
-            best = (
-                _best(self.history, self.file).metrics[self.file.metric] if self.history else None
-            )
+            metric = self.file.metric
+            best = None
+            if self.history and metric is not None:
+                best = _best(self.history, self.file).metrics[metric]
             is_good = report.end in ("finished", "stopped_early")
             state = "COMPLETE" if is_good else "FAIL"
             ending = Ending(state, report.end, report.message, best)
@@ -145,13 +146,17 @@ def _save(
 
 
 def _best(history: list[Report], file: ConfigFile) -> Report:
+    """Return the report whose weights are handed over."""
+    if file.metric is None:
+        return history[-1]
     missing = [report for report in history if file.metric not in report.metrics]
     if missing:
         raise TrainerError(
             f"the trainer reports no metric {file.metric!r}. It reports: "
             f"{', '.join(sorted(missing[0].metrics))}. Name one of these as 'metric:'."
         )
-    return min(history, key=lambda report: file.sign * report.metrics[file.metric])
+    metric = file.metric
+    return min(history, key=lambda report: file.sign * report.metrics[metric])
 
 
 def _hand_over(
@@ -161,11 +166,11 @@ def _hand_over(
     adapter = file.output_dir / ADAPTER_FOLDER
     shutil.rmtree(adapter, ignore_errors=True)
     shutil.copytree(store.at_step(NUMBER, best.step).adapter, adapter)
-    direction = "minimize" if file.sign > 0 else "maximize"
-    head = {"trainer": file.trainer, "output_dir": ".", "metric": file.metric}
-    text = config_yaml(
-        {**head, "direction": direction, **file.config}, f"Trained with {versions()}"
-    )
+    head: dict[str, object] = {"trainer": file.trainer, "output_dir": "."}
+    if file.metric is not None:
+        direction = "minimize" if file.sign > 0 else "maximize"
+        head |= {"metric": file.metric, "direction": direction}
+    text = config_yaml({**head, **file.config}, f"Trained with {versions()}")
     (file.output_dir / "config.yaml").write_text(text, encoding="utf-8")
     return {"step": best.step, "metrics": dict(best.metrics), "adapter": str(adapter)}
 

@@ -57,5 +57,7 @@ def train(
     if json:
         print_json(result)
     else:
-        stdout.print(f"best validation: {result['metrics']}", markup=False, soft_wrap=True)
+        what = "last step" if config.metric is None else f"best {config.metric}"
+        step = f"{what} (step {result['step']}): {result['metrics']}"
+        stdout.print(step, markup=False, soft_wrap=True)
         stdout.print(f"adapter: {result['adapter']}", markup=False, soft_wrap=True)

@@ -37,7 +37,7 @@ class Outlets:
         names: Sequence[str],
         folder: Path,
         study: str,
-        metric: str,
+        metric: str | None,
         run_name: str,
         defaults: Mapping[str, object] | None = None,
     ) -> None:

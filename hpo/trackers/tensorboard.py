@@ -45,7 +45,7 @@ class TensorBoardRun:
         from tensorboardX.summary import hparams
 
         experiment, start, self._session_end = hparams(
-            flat(run.config), {f"best/{run.metric}": 0.0}
+            flat(run.config), {} if run.metric is None else {f"best/{run.metric}": 0.0}
         )
         self._writer.file_writer.add_summary(experiment)
         self._writer.file_writer.add_summary(start)

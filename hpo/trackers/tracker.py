@@ -20,7 +20,7 @@ class Run:
         folder: Where trackers put what they write: the study's.
         log_folder: Where the trial's log lies.
         config: The trainer's whole config.
-        metric: What the study goes by.
+        metric: What the study goes by; None: nothing is validated.
     """
 
     study: str
@@ -30,7 +30,7 @@ class Run:
     folder: Path
     log_folder: Path
     config: Mapping[str, object]
-    metric: str
+    metric: str | None
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ def write(folder: Path, text: str) -> Path:
         ("metric_for_best_model: score\ngreater_is_better: false\n", "score", 1.0),
         ("metric_for_best_model: loss\n", "eval_loss", 1.0),
         ("metric_for_best_model: score\nmetric: eval_loss\n", "eval_loss", 1.0),
-        ("do_eval: false\n", "train_loss", 1.0),
+        ("do_eval: false\n", None, 1.0),
     ],
 )
 def test_a_file_without_metric_goes_by_the_sensible_one(
-    tmp_path: Path, text: str, metric: str, sign: float
+    tmp_path: Path, text: str, metric: str | None, sign: float
 ) -> None:
     found = read_config_file(write(tmp_path, text))
     assert (found.metric, found.sign) == (metric, sign)
@@ -61,9 +61,12 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, expected: str) -> None:
 def test_without_validation_it_still_checkpoints_and_hands_over(tmp_path: Path) -> None:
     result = train_config(read_config_file(write(tmp_path, "do_eval: false\n")), lambda text: None)
     assert set(result["metrics"]) == {"train_loss", "epoch"}
-    assert (tmp_path / "out" / "adapter" / "weight.json").exists()
-    again = (tmp_path / "out" / "config.yaml").read_text()
-    assert "metric: train_loss" in again
+    out = tmp_path / "out"
+    assert (out / "adapter" / "weight.json").exists()
+    again = (out / "config.yaml").read_text()
+    assert "metric:" not in again
+    last = max(int(path.name) for path in next(out.glob("checkpoints-*/0")).glob("[0-9]*"))
+    assert result["step"] == last
 
 
 def test_stopped_and_gone_on_with_the_run_in_the_tracker_is_one(

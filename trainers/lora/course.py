@@ -205,11 +205,7 @@ class Course:
                 trial.callbacks.train_end()
             trial.callbacks.state()  # one that cannot be saved fails this trial, not the saving
         restore_best(trial)
-        report = trial.report_validation(metrics, measured.samples)
-        step_log.log(
-            trial.key, {"step": trial.step, "validation": report.validation, **report.metrics}
-        )
-        return report
+        return trial.report_validation(metrics, measured.samples)
 
     def _measure(self, trial: Trial, max_loss: float | None = None) -> Measured:
         """Validate the trial as it is now; find nothing where nothing is validated."""
