@@ -80,7 +80,7 @@ def read_config_file(path: Path) -> ConfigFile:
         values = completed_for(options, values, str(metric), maximize=direction == "maximize")
     found = [
         Problem(problem.path[1:], problem.message, problem.at_key)
-        for problem in validation_problems(options, values, "fixed", options.model_fields)
+        for problem in validation_problems(options, values, "", ())
     ]
     problems += [*found, *run_name_problems(run_name, options, values, is_study=False)]
     if problems:

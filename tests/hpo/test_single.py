@@ -58,6 +58,21 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in str(caught.value)
 
 
+def test_no_tracker_may_be_said_as_a_list(tmp_path: Path) -> None:
+    assert read_config_file(write(tmp_path, "report_to: [none]\n")).report_to == ()
+
+
+def test_what_is_missing_is_said_without_a_section_that_a_config_does_not_have(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("train_file: a.jsonl\nlora_r: x\n")
+    with pytest.raises(SpecError) as caught:
+        read_config_file(path)
+    assert "model_name_or_path: is missing; give it." in str(caught.value)
+    assert "config.yaml:2:9: lora_r: " in str(caught.value)
+
+
 def test_without_validation_it_still_checkpoints_and_hands_over(tmp_path: Path) -> None:
     result = train_config(read_config_file(write(tmp_path, "do_eval: false\n")), lambda text: None)
     assert set(result["metrics"]) == {"train_loss", "epoch"}

@@ -48,6 +48,7 @@ class LoraOptions(
     )
     budget: ClassVar[frozenset[str]] = validation.BUDGET
     paths: ClassVar[frozenset[str]] = model.PATHS | data.PATHS
+    default_paths: ClassVar[Mapping[str, str]] = data.DEFAULT_PATHS
     aliases: ClassVar[Mapping[str, str]] = ALIASES
     ignored: ClassVar[Mapping[str, str]] = IGNORED
     """Other tools' options that a study decides itself: ``translate`` drops them. Name -> why."""
