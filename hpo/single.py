@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -151,7 +152,12 @@ def _best(history: list[Report], file: ConfigFile) -> Report:
             f"the trainer reports no metric {file.metric!r}. It reports: "
             f"{', '.join(sorted(missing[0].metrics))}. Name one of these as 'metric:'."
         )
-    return min(history, key=lambda report: file.sign * report.metrics[file.metric])
+
+    def badness(report: Report) -> float:
+        value = report.metrics[file.metric]
+        return math.inf if math.isnan(value) else file.sign * value  # min() would keep a first NaN
+
+    return min(history, key=badness)
 
 
 def _hand_over(
