@@ -77,11 +77,13 @@ def read_config_file(path: Path) -> ConfigFile:
     if options is None:
         raise document.error(problems)
     values = translated(values, options, path.parent, (), problems)
+    if problems:  # what could not be translated is not there to be checked
+        raise document.error(unique(problems))
     if metric is not None:
         values = completed_for(options, values, str(metric), maximize=direction == "maximize")
     found = [
         Problem(problem.path[1:], problem.message, problem.at_key)
-        for problem in validation_problems(options, values, "fixed", options.model_fields)
+        for problem in validation_problems(options, values, "", ())
     ]
     problems += [*found, *run_name_problems(run_name, options, values, is_study=False)]
     if problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -156,7 +157,12 @@ def _best(history: list[Report], file: ConfigFile) -> Report:
             f"{', '.join(sorted(missing[0].metrics))}. Name one of these as 'metric:'."
         )
     metric = file.metric
-    return min(history, key=lambda report: file.sign * report.metrics[metric])
+
+    def badness(report: Report) -> float:
+        value = report.metrics[metric]
+        return math.inf if math.isnan(value) else file.sign * value  # min() would keep a first NaN
+
+    return min(history, key=badness)
 
 
 def _hand_over(

@@ -27,7 +27,13 @@ def tracker_names(value: object) -> list[TrackerName]:
     Raises:
         ValueError: A name is not known; with those that are.
     """
-    given = [] if value in (None, "none", []) else value if isinstance(value, list) else [value]
+    given = (
+        []
+        if value in (None, "none", [], ["none"])
+        else value
+        if isinstance(value, list)
+        else [value]
+    )
     known: tuple[TrackerName, ...] = get_args(TrackerName)
     for name in given:
         if name not in known:

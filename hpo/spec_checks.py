@@ -251,7 +251,7 @@ def problem_of(item: Any, prefix: tuple[str, ...], model: type[BaseModel]) -> Pr
             at_key=True,
         )
     if item["type"] == "missing":
-        where = f" under '{prefix[0]}:'" if prefix else ""
+        where = f" under '{prefix[0]}:'" if any(prefix) else ""
         return Problem((*prefix, *location), f"is missing; give it{where}.")
     message = str(item["msg"]).removeprefix("Value error, ").removesuffix(".")
     given = item["input"]

@@ -243,7 +243,7 @@ def translated(
         name: _absolute(value, folder)
         if options.aliases.get(name, name) in options.paths
         else value
-        for name, value in given.items()
+        for name, value in {**options.default_paths, **given}.items()
     }
     try:
         return options.translate(placed)

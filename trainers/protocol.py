@@ -40,6 +40,9 @@ class TrainerOptions(BaseModel):
     paths: ClassVar[frozenset[str]] = frozenset()
     """Options that may hold a path; a relative one starts at the folder of the file naming it."""
 
+    default_paths: ClassVar[Mapping[str, str]] = {}
+    """Of these, other tools' ones that have a value where a file does not give them."""
+
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other tools' names for an option: alias -> name."""
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from hpo import trial_log
-from hpo.config_file import read_config_file
+from hpo.config_file import ConfigFile, read_config_file
 from hpo.errors import SpecError
-from hpo.single import InterruptedTrainingError, train_config
+from hpo.single import InterruptedTrainingError, _best, train_config
 from hpo.trackers import TRACKERS, Kind
 from tests.fake_trackers import recorded
+from trainers.protocol import Report
 
 HEAD = "trainer: tests.fake_trainer:FakeTrainer\noutput_dir: out\nmax_steps: 4\n"
 
@@ -56,6 +58,32 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(SpecError) as caught:
         read_config_file(write(tmp_path, text))
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_validation_whose_metric_is_no_number_is_not_the_best(
+    tmp_path: Path, sign: float
+) -> None:
+    file = ConfigFile("lora", {}, tmp_path, "score", sign)
+    history = [
+        Report(0, i, i, {"score": value}) for i, value in enumerate([math.nan, 0.5, math.nan])
+    ]
+    assert _best(history, file).step == 1
+
+
+def test_no_tracker_may_be_said_as_a_list(tmp_path: Path) -> None:
+    assert read_config_file(write(tmp_path, "report_to: [none]\n")).report_to == ()
+
+
+def test_what_is_missing_is_said_without_a_section_that_a_config_does_not_have(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("train_file: a.jsonl\nlora_r: x\n")
+    with pytest.raises(SpecError) as caught:
+        read_config_file(path)
+    assert "model_name_or_path: is missing; give it." in str(caught.value)
+    assert "config.yaml:2:9: lora_r: " in str(caught.value)
 
 
 def test_without_validation_it_still_checkpoints_and_hands_over(tmp_path: Path) -> None:

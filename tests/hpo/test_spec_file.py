@@ -335,6 +335,33 @@ def test_a_llama_factory_file_is_one_config_for_train(tmp_path: Path) -> None:
     assert found.config["lora_r"] == 8
 
 
+def test_its_data_is_looked_up_beside_the_file_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text('{"functions": {"file_name": "f.json"}}')
+    (tmp_path / "sft.yaml").write_text(LLAMA_FACTORY.replace("dataset_dir: ./data\n", ""))
+    (tmp_path / "elsewhere").mkdir()
+    found = set()
+    for place, name in ((tmp_path / "elsewhere", "../sft.yaml"), (tmp_path, "sft.yaml")):
+        monkeypatch.chdir(place)
+        found.add(read_config_file(Path(name)).config["train_file"])
+    assert found == {str(tmp_path / "data" / "f.json")}
+
+
+def test_data_found_from_where_one_stands_is_named_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text('{"functions": {"file_name": "f.json"}}')
+    (tmp_path / "examples").mkdir()
+    text = LLAMA_FACTORY.replace("dataset_dir: ./data\n", "")
+    (tmp_path / "examples" / "sft.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    found = read_config_file(Path("examples/sft.yaml"))
+    assert found.config["train_file"] == str(tmp_path / "data" / "f.json")
+
+
 def test_the_schema_knows_every_option_and_the_ready_made_spaces_fit_it() -> None:
     import jsonschema
     from ruamel.yaml import YAML

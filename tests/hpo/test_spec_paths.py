@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpo.spec_file import read_config_file
+from hpo.config_file import read_config_file
 
 
 def config(folder: Path, text: str) -> dict[str, object]:

@@ -204,3 +204,33 @@ def test_an_axolotl_file_is_understood() -> None:
 def test_what_has_no_meaning_here_is_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LoraOptions.translate(given)
+
+
+def test_axolotls_empty_keys_and_switches_are_understood() -> None:
+    given = {
+        "base_model": "org/model",
+        "adapter": "qlora",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "lora_target_modules": None,
+        "lora_target_linear": True,
+        "datasets": [{"path": "a.jsonl", "type": "alpaca"}],
+        "val_set_size": 0.05,
+        "sample_packing": True,
+        "eval_sample_packing": False,
+        "pad_to_sequence_len": True,
+        "wandb_project": None,
+        "special_tokens": None,
+        "fsdp": None,
+        "tf32": False,
+        "sdp_attention": True,
+        "optimizer": "adamw_bnb_8bit",
+        "num_epochs": 3,
+        "evals_per_epoch": 4,
+        "saves_per_epoch": 1,
+    }
+    options = LoraOptions.model_validate(LoraOptions.translate(given))
+    assert (options.target_modules, options.quantization_bit) == ("all-linear", 4)
+    assert (options.attn_implementation, options.packing) == ("sdpa", True)
+    with pytest.raises(ValidationError, match="fsdp"):
+        LoraOptions.model_validate(LoraOptions.translate({**given, "fsdp": ["full_shard"]}))

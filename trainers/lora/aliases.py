@@ -53,6 +53,8 @@ ALIASES: Mapping[str, str] = {
 
 _STUDY_WRITES = "the study decides where and what is written"
 _STUDY_SAVES = "every validation is saved, and the study keeps what it needs"
+_RUNTIME = "it says how another tool runs, not what is trained"
+_TRACKERS = "trackers are chosen by report_to, and take their settings from the environment"
 _OWN_LOADER = "the data is tokenised once and held in memory"
 
 IGNORED: Mapping[str, str] = {
@@ -75,6 +77,19 @@ IGNORED: Mapping[str, str] = {
     "ddp_timeout": "trials are placed on devices, not spread over processes",
     "loraplus_lr_embedding": "embeddings get no adapter; modules_to_save trains them whole",
     "pissa_convert": "a saved adapter always fits the unchanged base model",
+    "compute_accuracy": "eval_token_accuracy is always reported",
+    "include_num_input_tokens_seen": "every step's tokens per second are logged",
+    "pad_to_sequence_len": "rows are padded to the longest of their batch",
+    "tf32": _RUNTIME,
+    "strict": _RUNTIME,
+    "debug": _RUNTIME,
+    "local_rank": _RUNTIME,
+    "wandb_project": _TRACKERS,
+    "wandb_entity": _TRACKERS,
+    "wandb_watch": _TRACKERS,
+    "wandb_name": _TRACKERS,
+    "wandb_run_id": _TRACKERS,
+    "wandb_log_model": _TRACKERS,
     "deepspeed": "one process trains a trial; a model too large for a GPU takes 'resources: {gpu: 2}'",
     "dataset_num_proc": _OWN_LOADER,
     "dataset_processes": _OWN_LOADER,
@@ -113,7 +128,7 @@ def translate_values(given: Mapping[str, object]) -> dict[str, object]:
     translated: dict[str, object] = {}
     source: dict[str, str] = {}
     for name, value in given.items():
-        if name in IGNORED or name == "dataset_dir":
+        if name in IGNORED or name == "dataset_dir" or (name in ALIASES and value is None):
             continue
         for target, new_value in _translate(name, value, given).items():
             if target in translated and translated[target] != new_value:
@@ -177,6 +192,14 @@ def _axolotl_adapter(value: object) -> dict[str, object]:
     return {"finetuning_type": "lora" if value else "full"}
 
 
+def _attention_if(name: str) -> Callable[[object], dict[str, object]]:
+    return lambda value: {"attn_implementation": name} if value is True else {}
+
+
+def _lora_target_linear(value: object) -> dict[str, object]:
+    return {"target_modules": "all-linear"} if value is True else {}
+
+
 def _flash_attn(value: object) -> dict[str, object]:
     known: dict[object, dict[str, object]] = {
         "auto": {},
@@ -236,6 +259,10 @@ _TRANSLATORS: Mapping[str, Callable[[object], dict[str, object]]] = {
     "disable_gradient_checkpointing": _checkpointing_unless,
     "adapter": _axolotl_adapter,
     "flash_attn": _flash_attn,
+    "flash_attention": _attention_if("flash_attention_2"),
+    "sdp_attention": _attention_if("sdpa"),
+    "eager_attention": _attention_if("eager"),
+    "lora_target_linear": _lora_target_linear,
     "warmup_ratio": _warmup_ratio,
     "do_eval": _do_eval,
     "eval_strategy": _eval_strategy,

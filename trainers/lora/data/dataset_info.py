@@ -6,6 +6,7 @@ Turns them into ours. Reads no data.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _entry(place: str, info: Mapping[str, object], folder: Path, advice: str) ->
         entry |= {"name": info["subset"]} if info.get("subset") else {}
         entry["split"] = info.get("split", "train")
     elif "file_name" in info:
-        entry["path"] = str(folder / str(info["file_name"]))
+        entry["path"] = os.path.abspath(folder / str(info["file_name"]))
     else:
         where = next((name for name in _HUBS if name in info), "nothing")
         raise ValueError(

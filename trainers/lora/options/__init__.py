@@ -48,6 +48,7 @@ class LoraOptions(
     )
     budget: ClassVar[frozenset[str]] = validation.BUDGET
     paths: ClassVar[frozenset[str]] = model.PATHS | data.PATHS
+    default_paths: ClassVar[Mapping[str, str]] = data.DEFAULT_PATHS
     aliases: ClassVar[Mapping[str, str]] = ALIASES
     ignored: ClassVar[Mapping[str, str]] = IGNORED
     """Other tools' options that a study decides itself: ``translate`` drops them. Name -> why."""
@@ -235,4 +236,7 @@ class LoraOptions(
 
     @classmethod
     def translate(cls, given: Mapping[str, object]) -> dict[str, object]:
-        return super().translate(translate_values(given))
+        translated = super().translate(translate_values(given))
+        # Axolotl's files name options that they leave empty.
+        names = cls.model_fields
+        return {k: value for k, value in translated.items() if k in names or value is not None}

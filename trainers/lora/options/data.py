@@ -61,6 +61,8 @@ PATHS = frozenset(
         "test_datasets",
     }
 )
+DEFAULT_PATHS = {"dataset_dir": "data"}
+"""LLaMA-Factory's; dropped again where no dataset is named."""
 
 
 def _split_numbers(value: object) -> object:
