@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hpo.config_file import ConfigFile
 from hpo.lookup import find_trainer
+from hpo.proposals import config_digest
 from hpo.single import train_config
 from hpo.studies import StudyRecord, TrialRecord
 from trainers.lora.data.records import read_records
@@ -67,7 +68,8 @@ def _losses(record: StudyRecord, best: TrialRecord, adapter: Path) -> Table:
     """Validate the untuned model, the default config trained to its end, and the best adapter."""
     searched = record.spec.space
     default = {name: value for name, value in record.spec.fixed.items() if name not in searched}
-    folder = Path(record.spec.output_dir) / f"{record.name}-default"
+    digest = config_digest(default)[:8]  # an edited file has another default
+    folder = Path(record.spec.output_dir) / f"{record.name}-default-{digest}"
     print("training the default config to its end", file=sys.stderr)
     spec = record.spec
     config = ConfigFile(spec.trainer, default, folder, metric=spec.metric, sign=spec.sign)
