@@ -76,6 +76,8 @@ def test_the_page_shows_the_study_its_trials_and_their_curves(tmp_path: Path) ->
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores SIGINT, and what it starts inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         line = ""
