@@ -19,6 +19,7 @@ from pydantic import (
 
 from trainers.lora.data.templates import TEMPLATES
 from trainers.lora.options.dataset_entry import DataFormat, DatasetEntry
+from trainers.lora.options.lists import split_at_commas
 
 SHARED = frozenset(
     {
@@ -65,19 +66,12 @@ DEFAULT_PATHS = {"dataset_dir": "data"}
 """LLaMA-Factory's; dropped again where no dataset is named."""
 
 
-def _split_numbers(value: object) -> object:
-    """Turn ``"0.7, 0.3"`` into a list; leave everything else to the type check."""
-    if not isinstance(value, str):
-        return value
-    return [part.strip() for part in value.split(",") if part.strip()]
-
-
 Paths = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 EntryOrPath = DatasetEntry | Annotated[str, Field(min_length=1)]
 Entries = Annotated[tuple[EntryOrPath, ...], Field(min_length=1)]
 Probabilities = Annotated[
     Annotated[tuple[PositiveFloat, ...], Field(min_length=2)],
-    BeforeValidator(_split_numbers, json_schema_input_type=str | list[float]),
+    BeforeValidator(split_at_commas, json_schema_input_type=str | list[float]),
 ]
 
 

@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from trainers.lora.options.lists import split_at_commas
+
 ALL_LINEAR = "all-linear"
 
 SHARED = frozenset({"finetuning_type"})
@@ -37,20 +39,13 @@ _REFUSED_STARTS: Mapping[str, str] = {
 """Starts that PEFT knows and that are not offered here, and why."""
 
 
-def split_names(value: object) -> object:
-    """Turn ``"q_proj, v_proj"`` into a list; leave everything else to the type check."""
-    if not isinstance(value, str):
-        return value
-    return [name.strip() for name in value.split(",") if name.strip()]
-
-
 def _read_targets(value: object) -> object:
     if not isinstance(value, str):
         return value
     if value.strip() in ("all", ALL_LINEAR):
         return ALL_LINEAR
     if not is_pattern(value):
-        return split_names(value)
+        return split_at_commas(value)
     try:
         re.compile(value)
     except re.error as error:
@@ -83,7 +78,7 @@ TargetModules = Annotated[
 ]
 
 ModuleNames = Annotated[
-    tuple[str, ...], BeforeValidator(split_names, json_schema_input_type=str | list[str])
+    tuple[str, ...], BeforeValidator(split_at_commas, json_schema_input_type=str | list[str])
 ]
 
 Start = Annotated[

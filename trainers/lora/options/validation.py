@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from trainers.lora.options.answer_metrics import BleuTokenizer, check_metric_names
+from trainers.lora.options.lists import split_at_commas
 
 SHARED = frozenset(
     {
@@ -49,15 +50,8 @@ EvalStrategy = Annotated[
 ]
 
 
-def _split_names(value: object) -> object:
-    """Turn ``"bleu, rouge"`` into a list; leave everything else to the type check."""
-    if not isinstance(value, str):
-        return value
-    return [name.strip() for name in value.split(",") if name.strip()]
-
-
 MetricNames = Annotated[
-    tuple[str, ...], BeforeValidator(_split_names, json_schema_input_type=str | list[str])
+    tuple[str, ...], BeforeValidator(split_at_commas, json_schema_input_type=str | list[str])
 ]
 
 
