@@ -23,7 +23,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Compute in one thread: on a busy machine more wait for each other, ten times as long."""
+    """Compute in one thread: on a busy machine more wait for each other, ten times as long.
+
+    Another core is then spare, to validate beside training.
+    """
     import torch
 
     before = torch.get_num_threads()

@@ -22,15 +22,6 @@ from tests.trainers.test_lora_validation import (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """So that another core is spare, to validate beside training."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def plain(fixed: Options) -> list[tuple[Any, ...]]:
     """What A reports alone, in turn, by its schedule."""
