@@ -154,7 +154,7 @@ class Report:
 
 
 class Trainer(Protocol):
-    """Trains several trials on one base model, one step of all of them at a time.
+    """Trains several trials on one base model, one pass of all of them at a time.
 
     Not thread-safe: one thread calls it. A trial's losses and validations must not depend on
     which other trials are present, and must be the same after ``save``, a new process and ``add``
@@ -196,10 +196,10 @@ class Trainer(Protocol):
         ...
 
     def advance(self) -> list[Report]:
-        """Do one optimizer step of every trial present; return the reports that this made.
+        """Do one pass of every trial present; return the reports that this made.
 
-        A trial validates inside this call when its step is due. A trial whose report has an
-        ``end`` is not stepped again, and stays until it is removed, so that it can be saved.
+        A pass is an optimizer step, or one of its batches where a trial accumulates gradients. A
+        trial validates inside this call when its step is due. One whose report has an ``end`` is not stepped again, and stays until it is removed, so that it can be saved.
         An error in one trial becomes its report; the others go on.
         """
         ...

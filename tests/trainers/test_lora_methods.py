@@ -36,7 +36,8 @@ KINDS: dict[str, Options] = {
     "modules_to_save": {**A, "modules_to_save": "norm,input_layernorm"},
     "full": FULL,
 }
-ALONE = [kind for kind in KINDS if kind == "full" or kind.startswith(("pissa", "olora"))]
+CHANGING = [kind for kind in KINDS if kind == "full" or kind.startswith(("pissa", "olora"))]
+ALONE = [*CHANGING, "dora", "modules_to_save"]
 TOGETHER = [kind for kind in KINDS if kind not in ALONE]
 
 
@@ -130,15 +131,15 @@ def test_every_kind_goes_on_from_its_saved_state_bit_by_bit(
 def test_kinds_that_share_a_base_train_as_if_alone(
     fixed: Options, alone: dict[str, list[tuple[object, ...]]], kind: str
 ) -> None:
-    others = [other for other in TOGETHER if other != kind]
+    (other,) = (other for other in TOGETHER if other != kind)
     run = Run(fixed)
-    run.add(1, KINDS[others[0]])
+    run.add(1, KINDS[other])
     run.add(5, A)
     run.advance(1)
     run.add(0, KINDS[kind])
     run.add(2, {**KINDS[kind], "seed": 9})
     run.advance(2)
-    run.add(3, KINDS[others[1]])
+    run.add(3, {**KINDS[other], "lora_r": 40})
     run.trainer.remove(2)
     run.advance(4)
     assert run.told(0) == alone[kind]
@@ -151,7 +152,7 @@ def test_the_base_model_is_bit_equal_when_a_trial_has_left(fixed: Options, kind:
     run.add(0, KINDS[kind])
     run.advance(3)
     changed = {name for name, digest in base_digests(run).items() if digest != before[name]}
-    assert bool(changed) == (kind in ALONE)
+    assert bool(changed) == (kind in CHANGING)
     run.trainer.remove(0)
     assert base_digests(run) == before
     assert not any(weight.requires_grad for weight in run.trainer._engine._base.model.parameters())
@@ -242,12 +243,26 @@ def test_a_visitor_that_changes_the_base_disturbs_no_trial(
     fixed: Options, alone: dict[str, list[tuple[object, ...]]]
 ) -> None:
     run = Run(fixed)
-    run.add(0, KINDS["dora"])
-    run.add(1, A)
-    run.advance(1)
-    run.trainer.evaluate({**fixed, **KINDS["pissa"]})
-    run.advance(5)
-    assert run.told(0) == alone["dora"]
+    for kind, visitors in {"dora": ["pissa", "modules_to_save"], "orthogonal": ["dora"]}.items():
+        run = Run(fixed)
+        run.add(0, KINDS[kind])
+        run.advance(1)
+        for visitor in visitors:
+            run.trainer.evaluate({**fixed, **KINDS[visitor]})
+        run.advance(5)
+        assert run.told(0) == alone[kind]
+
+
+@pytest.mark.parametrize("kind", ["dora", "modules_to_save", "pissa"])
+def test_a_visitor_sees_nothing_of_a_trial_that_needs_the_base_for_itself(
+    fixed: Options, kind: str
+) -> None:
+    options = {**fixed, **A, "target_modules": "q_proj"}
+    expected = Run(fixed).trainer.evaluate(options)["eval_loss"]
+    run = Run(fixed)
+    run.add(0, KINDS[kind])
+    run.advance(3)
+    assert run.trainer.evaluate(options)["eval_loss"] == expected
 
 
 @pytest.mark.parametrize("kind", ALONE)
@@ -256,7 +271,7 @@ def test_a_trial_that_needs_the_base_for_itself_is_refused_beside_others(
 ) -> None:
     run = run_of(fixed, kind)
     run.add(0, KINDS[kind])
-    reason = LoraOptions.model_validate({**run.fixed, **KINDS[kind]}).needs_own_base
+    reason = LoraOptions.model_validate({**run.fixed, **KINDS[kind]}).sharing_problem()
     neighbours = [KINDS[kind]] if kind == "full" else [KINDS[kind], A]
     for options in neighbours:
         with pytest.raises(ValueError, match=r"must be alone.*'resources: \{gpu: 1\}'") as refused:
@@ -352,13 +367,15 @@ def test_dora_is_trained_saved_and_not_a_lora(fixed: Options, tmp_path: Path) ->
 
     run = Run(fixed)
     run.add(0, KINDS["dora"])
-    run.add(1, A)
     begun = {
         name: weight.detach().clone()
         for name, weight in run.trainer._engine._trials[0].parameters.items()
     }
     run.advance(6)
-    assert losses(run.reports[0]) != losses(run.reports[1])
+    plain = Run(fixed)
+    plain.add(0, A)
+    plain.advance(6)
+    assert losses(run.reports[0]) != losses(plain.reports[0])
     run.trainer.save(0, tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "adapter" / "adapter_model.safetensors")
     magnitudes = [name for name in saved if name.endswith(".lora_magnitude_vector")]

@@ -12,12 +12,12 @@ import torch
 
 from trainers.lora import LoraOptions, LoraTrainer
 from trainers.lora.model.base_model import load_tokenizer
-from trainers.lora.passes import Passes
+from trainers.lora.pack.packed_pass import PackedPass, TrainPart
 from trainers.protocol import Report
 
 Options = dict[str, object]
 
-TIMES = ("seconds", "tokens_per_second", "eval_runtime", "process_memory_gib")
+TIMES = ("seconds", "tokens_per_second", "eval_runtime", "process_memory_gib", "pack")
 
 A: Options = {"learning_rate": 3e-3, "max_steps": 6, "eval_steps": 2, "lora_dropout": 0.1}
 B: Options = {**A, "seed": 7, "lora_r": 8, "per_device_train_batch_size": 3}
@@ -169,14 +169,14 @@ def test_an_error_in_one_trial_is_its_report(
     alone: dict[int, list[tuple[object, ...]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    healthy = Passes._backward_one
+    healthy = PackedPass.backward
 
-    def broken(self: Passes, trial: object) -> object:
-        if trial.key == 5:  # type: ignore[attr-defined]
-            raise RuntimeError("out of\nmemory")
-        return healthy(self, trial)  # type: ignore[arg-type]
+    def broken(self: PackedPass, parts: Sequence[TrainPart]) -> list[float]:
+        if any(part.trial == 5 for part in parts):
+            raise RuntimeError("out of\norder")
+        return healthy(self, parts)
 
-    monkeypatch.setattr(Passes, "_backward_one", broken)
+    monkeypatch.setattr(PackedPass, "backward", broken)
     run = Run(fixed)
     run.add(5, A)
     run.add(0, TRIALS[0])
@@ -184,7 +184,7 @@ def test_an_error_in_one_trial_is_its_report(
     (report,) = run.reports[5]
     assert report.end == "failed"
     first, rest = str(report.message).split("\n", 1)
-    assert first == "RuntimeError: out of memory"
+    assert first == "RuntimeError: out of order"
     assert "Traceback" in rest
     assert run.told(0) == alone[0]
 
@@ -306,7 +306,8 @@ def test_accumulating_equals_the_larger_batch(fixed: Options, scheduler: str) ->
     common = {**A, "lora_dropout": 0.0, "lr_scheduler_type": scheduler, "warmup_steps": 2}
     run.add(0, {**common, "per_device_train_batch_size": 4})
     run.add(1, {**common, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2})
-    run.advance(6)
+    run.advance(12)
+    assert len(losses(run.reports[0])) == 6
     assert losses(run.reports[0]) == pytest.approx(losses(run.reports[1]), rel=1e-4)
 
 

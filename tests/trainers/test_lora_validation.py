@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 from tests.trainers.conftest import WriteRows
 from tests.trainers.test_lora_trainer import Run, timeless
 from trainers.lora import LoraOptions
-from trainers.lora.passes import Passes
+from trainers.lora.pack.packed_pass import PackedPass
 from trainers.protocol import Report
 
 Options = dict[str, object]
@@ -105,13 +105,13 @@ def lines_of(reports: list[Report]) -> list[dict[str, object]]:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The examples of each forward pass that validates, as they are counted."""
     counted: list[int] = []
-    healthy = Passes._measure_one
+    healthy = PackedPass.measure
 
-    def count(self: Passes, batch: Any) -> Any:
-        counted.append(len(batch.input_ids))
-        return healthy(self, batch)
+    def count(self: PackedPass, parts: Any) -> Any:
+        counted.extend(len(part.rows.pieces) for part in parts)
+        return healthy(self, parts)
 
-    monkeypatch.setattr(Passes, "_measure_one", count)
+    monkeypatch.setattr(PackedPass, "measure", count)
     return counted
 
 
@@ -136,21 +136,21 @@ def test_the_models_mode_is_restored_also_when_a_validation_raises(
     run = Run(fixed)
     run.add(0, A)
     run.add(1, A)
-    healthy = Passes._measure_one
+    healthy = PackedPass.measure
 
-    def broken(self: Passes, batch: Any) -> Any:
-        assert not self._base.model.training
-        if self._weights._peft.active_adapter == "trial0":
-            raise RuntimeError("no memory")
-        return healthy(self, batch)
+    def broken(self: PackedPass, parts: Any) -> Any:
+        found = healthy(self, parts)
+        if any(part.trial == 0 for part in parts):
+            raise RuntimeError("no luck")
+        return found
 
-    monkeypatch.setattr(Passes, "_measure_one", broken)
+    monkeypatch.setattr(PackedPass, "measure", broken)
     model = run.trainer._engine._base.model
     model.train()
     run.advance(2)
     assert model.training
     assert run.reports[0][0].end == "failed"
-    assert "no memory" in str(run.reports[0][0].message)
+    assert "no luck" in str(run.reports[0][0].message)
     assert run.reports[1][0].metrics["eval_loss"] > 0
     model.eval()
     engine = run.trainer._engine
@@ -221,13 +221,13 @@ def test_a_rotating_set_takes_the_next_examples_each_time(
     from trainers.lora.data.dataset import Dataset
 
     seen: list[int] = []
-    healthy = Dataset.validation_batch
+    healthy = Dataset.validation_examples
 
     def note(self: Dataset, indices: Any) -> Any:
         seen.extend(indices)
         return healthy(self, indices)
 
-    monkeypatch.setattr(Dataset, "validation_batch", note)
+    monkeypatch.setattr(Dataset, "validation_examples", note)
     run_one(fixed, {"eval_set": "rotating", "val_size": 12, "eval_max_samples": 4})
     assert len(seen) == 12
     assert sorted(seen) == list(range(12))

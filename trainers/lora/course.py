@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from trainers.lora.trial import Trial
 from trainers.lora.validation.eval_sets import EvalPart
 from trainers.lora.validation.results import Measured
 from trainers.lora.validation.side import SideValidator, drop
-from trainers.lora.validation.validator import Validator
+from trainers.lora.validation.validator import Due, Validator
 from trainers.lora.verdict import judge, restore_best
 from trainers.protocol import Report
 
@@ -113,6 +113,19 @@ class Course:
         if trial.callbacks is not None:
             return self._after_step_with_callbacks(trial)
         return self._validate_when_due(trial) if trial.is_validation_due else None
+
+    def measure_together(self, trials: Sequence[Trial]) -> None:
+        """Compute what the validations need that are due now, with shared passes.
+
+        An error is left to the validation of the trial that it belongs to.
+        """
+        if self._side is not None:
+            return
+        due = [trial for trial in trials if trial.is_validation_due and trial.options.validates]
+        if len(due) > 1:
+            self._validator.measure_together(
+                [Due(trial.key, self._parts(trial), trial.results, trial.max_loss) for trial in due]
+            )
 
     def _validate_on_start(self, trial: Trial) -> None:
         """Log a validation of the untrained weights, whatever their loss."""

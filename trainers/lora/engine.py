@@ -6,7 +6,6 @@ Imports torch; ``trainers.lora.LoraTrainer`` is the way in that does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +25,15 @@ from trainers.lora.model.base_model import BaseModel, load_base_model, load_toke
 from trainers.lora.model.full_weights import FullWeights
 from trainers.lora.model.weights import Parameters, WeightPool
 from trainers.lora.options import LoraOptions
-from trainers.lora.passes import Passes, PassFailed, StepLoss, describe
+from trainers.lora.pack.ability import Ability, find_ability
+from trainers.lora.passes import (
+    Passes,
+    PassFailed,
+    PassOutOfMemory,
+    StepLoss,
+    StepOutcome,
+    describe,
+)
 from trainers.lora.schedule import Schedule
 from trainers.lora.snapshots import as_it_was
 from trainers.lora.trial import Trial
@@ -59,10 +66,13 @@ class Engine:
             check_keeps_apart(self._base.model, self._base.device)
         self._fixed = fixed
         side = side_model(self._base, fixed) if fixed.eval_async else None  # before any adapter
+        ability = self._find_ability()
         self._notes = [*self._base.notes, *self._dataset.notes, *self._validation_notes(side)]
+        if ability.problem is not None:
+            self._notes.append(f"trials take turns, each with a pass of its own: {ability.problem}")
         self._sets = EvalSets(fixed, self._dataset.validation_sets)
         self._weights = self._make_weights()
-        self._passes = Passes(self._base, self._weights, self._dataset)
+        self._passes = Passes(self._base, self._weights, self._dataset, ability)
         self._validator = self._make_validator(self._base, self._passes)
         self._course = Course(self._validator, self._make_side(side))
         self._trials: dict[int, Trial] = {}
@@ -93,6 +103,9 @@ class Engine:
         self._resumed_at_end.clear()
         ready = []
         for trial in self._active():
+            if self._passes.is_under_way(trial.key):
+                ready.append(trial)
+                continue
             report = self._guarded(self._course.before_step, trial)
             reports += [report] if report is not None else []
             if self._course.may_step(trial, report):
@@ -126,6 +139,7 @@ class Engine:
         schedule = Schedule(options, self._order(options).steps_per_epoch)
         with self._weights.visited():
             self._weights.add(_VISITOR, options, adapter)
+            self._weights.activate(_VISITOR)
             try:
                 parts = self._sets.final(len(schedule.validation_steps))
                 return dict(self._validator.validate(_VISITOR, parts, Results()).metrics)
@@ -136,22 +150,31 @@ class Engine:
         return [trial for trial in self._trials.values() if trial.progress.end is None]
 
     def _step(self, trials: Sequence[Trial]) -> list[Report]:
-        """Do one step of these trials; return the reports that this made."""
-        begun = [self._guarded(self._course.begin_step, trial) for trial in trials]
-        reports = [report for report in begun if report is not None]
+        """Do one pass of these trials; return the reports that this made."""
+        new = [trial for trial in trials if not self._passes.is_under_way(trial.key)]
+        reports = self._each(self._course.begin_step, new)
         trials = [trial for trial in trials if trial.progress.end is None]
-        for trial, outcome in zip(trials, self._passes.backward(trials), strict=True):
-            report = self._guarded(partial(self._finish_step, outcome), trial)
-            reports += [report] if report is not None else []
-        return reports
+        outcomes = dict(zip(trials, self._passes.backward(trials), strict=True))
+        done = [trial for trial, outcome in outcomes.items() if outcome is not None]
+        reports += self._each(lambda trial: self._update(trial, outcomes[trial]), done)
+        done = [trial for trial in done if trial.progress.end is None]
+        self._course.measure_together(done)
+        return reports + self._each(self._course.after_step, done)
 
-    def _finish_step(self, outcome: StepLoss | PassFailed, trial: Trial) -> Report | None:
-        """Update a trial's weights, and do what is due after it; return the report this makes."""
+    def _update(self, trial: Trial, outcome: StepOutcome | None) -> Report | None:
+        """Update a trial's weights by its gradients; return a report if that ends it."""
         if isinstance(outcome, PassFailed):
             return trial.fail(outcome.message)
-        memory = step_log.memory(self._base.device)
-        diverged = trial.update(outcome.loss, outcome.num_tokens, outcome.seconds, memory)
-        return diverged or self._course.after_step(trial)
+        if isinstance(outcome, PassOutOfMemory):
+            return trial.fail("the device has no memory left for its step")
+        assert isinstance(outcome, StepLoss)
+        measured = {**step_log.memory(self._base.device), "pack": outcome.num_trials}
+        return trial.update(outcome.loss, outcome.num_tokens, outcome.seconds, measured)
+
+    def _each(self, act: Callable[[Trial], Report | None], trials: Sequence[Trial]) -> list[Report]:
+        """Act on trials one by one; return the reports that this made."""
+        reports = [self._guarded(act, trial) for trial in trials]
+        return [report for report in reports if report is not None]
 
     def _guarded(self, act: Callable[[Trial], Report | None], trial: Trial) -> Report | None:
         """Let an error become this trial's report; the others go on."""
@@ -198,6 +221,7 @@ class Engine:
     def _leave(self, key: int) -> None:
         del self._trials[key]
         self._resumed_at_end.discard(key)
+        self._passes.forget(key)
         self._weights.remove(key)
 
     def _callbacks(
@@ -229,8 +253,13 @@ class Engine:
         if base is None:
             return None
         adapters = AdapterPool(base)
-        passes = Passes(base, adapters, self._dataset)
+        passes = Passes(base, adapters, self._dataset, find_ability(base))
         return SideValidator(self._make_validator(base, passes), adapters)
+
+    def _find_ability(self) -> Ability:
+        if self._fixed.finetuning_type == "full":
+            return Ability(None)
+        return find_ability(self._base)
 
     def _validation_notes(self, side: BaseModel | None) -> list[str]:
         notes = []

@@ -1,30 +1,32 @@
-"""Forward and backward passes: the gradients of a training step, and a validation's sums.
+"""The gradients of every trial's next step, and the sums of validations.
 
-Today one trial after the other. Whoever calls this sees several trials go in and one outcome
-for each come out, so that the inside can become one pass for all.
+Decides which trials go through the model together, and what becomes of a pass that fails. How one
+pass is computed is in ``pack``, and for what cannot share one in ``lone_pass``.
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from trainers.lora.data.dataset import Batch, Dataset
-from trainers.lora.data.encoding import IGNORE_INDEX
+from trainers.lora.data.dataset import Dataset
+from trainers.lora.lone_pass import LonePass
 from trainers.lora.model.base_model import BaseModel
-from trainers.lora.model.neftune import noisy_embeddings
 from trainers.lora.model.weights import WeightPool
+from trainers.lora.pack.ability import Ability
+from trainers.lora.pack.packed_pass import EvalPart, PackedPass, TrainPart
+from trainers.lora.pack.rows import Rows, lay_out
 from trainers.lora.seeds import derive_seed
 from trainers.lora.trial import Trial
-from trainers.lora.validation.results import BatchSums
+from trainers.lora.validation.results import BatchSums, Indices
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class StepLoss:
     Attributes:
         loss: Nats per target token over all passes of the step.
         num_tokens: Tokens that went through the model, without padding.
-        seconds: How long this trial's passes took.
+        seconds: This trial's share of its passes' time, by its tokens.
+        num_trials: That were in the last of these passes.
     """
 
     loss: float
     num_tokens: int
     seconds: float
+    num_trials: int
 
 
 @dataclass(frozen=True)
@@ -49,97 +53,268 @@ class PassFailed:
     message: str
 
 
-class Passes:
-    """Runs trials through the base model, each with its own adapter."""
+@dataclass(frozen=True)
+class PassOutOfMemory:
+    """A trial's pass found no memory, even without other trials in it."""
 
-    def __init__(self, base: BaseModel, weights: WeightPool, dataset: Dataset) -> None:
+
+StepOutcome = StepLoss | PassFailed | PassOutOfMemory
+
+
+@dataclass
+class _Step:
+    """A trial's step under way: one batch is done in each pass.
+
+    Attributes:
+        batches: Of the step.
+        num_done: Of these.
+        loss: Nats so far, over all targets.
+        seconds: So far.
+    """
+
+    batches: list[Rows]
+    num_done: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def num_targets(self) -> int:
+        return sum(rows.num_targets for rows in self.batches)
+
+
+class _Part(Protocol):
+    @property
+    def rows(self) -> Rows: ...
+
+
+_P = TypeVar("_P", bound=_Part)
+_R = TypeVar("_R")
+
+
+class Passes:
+    """Runs trials through the base model, each with its own weights."""
+
+    def __init__(
+        self, base: BaseModel, weights: WeightPool, dataset: Dataset, ability: Ability
+    ) -> None:
         self._base = base
         self._weights = weights
         self._dataset = dataset
+        self._lone = LonePass(base)
+        self._pack: PackedPass | None = None
+        if ability.head is not None and weights.stacks is not None:
+            self._pack = PackedPass(base, weights.stacks, ability.head)
+        self._steps: dict[int, _Step] = {}
+        self._most_tokens: int | None = None
+        """Of a pass that shall not run out of memory again."""
 
-    def backward(self, trials: Sequence[Trial]) -> list[StepLoss | PassFailed]:
-        """Leave in each trial's weights the gradient of its next step; return losses or errors."""
-        outcomes: list[StepLoss | PassFailed] = []
-        for trial in trials:
-            try:
-                outcomes.append(self._backward_one(trial))
-            except Exception as error:  # becomes this trial's report; the others go on
-                outcomes.append(PassFailed(describe(error)))
-        return outcomes
+    def is_under_way(self, key: int) -> bool:
+        """Return whether a trial has done some, but not all batches of a step."""
+        return key in self._steps
 
-    def _backward_one(self, trial: Trial) -> StepLoss:
-        start = time.perf_counter()
-        step = trial.step + 1
-        batches = [self._dataset.train_batch(rows) for rows in trial.order.micro_batches(step)]
-        num_targets = sum(batch.num_targets for batch in batches)
-        self._weights.activate(trial.key)
-        self._base.model.train()
-        loss = 0.0
-        for index, batch in enumerate(batches):
-            with self._random_stream(derive_seed(trial.options.seed, "dropout", step, index)):
-                with self._noise(trial, step, index):
-                    logits_NV, targets_N = self._logits_at_targets(batch)
-                batch_loss = _sum_loss(logits_NV, targets_N) / num_targets
-                # In the stream too: checkpointed layers draw their dropout again going back.
-                trial.backward(batch_loss)
-            loss += batch_loss.item()
-        num_tokens = sum(batch.num_tokens for batch in batches)
-        return StepLoss(loss, num_tokens, time.perf_counter() - start)
+    def forget(self, key: int) -> None:
+        """Drop what a trial has done of a step."""
+        self._steps.pop(key, None)
 
     def activate(self, key: int) -> None:
-        """Let the base model compute with this trial's adapter."""
+        """Let the base model compute with this trial's weights."""
         self._weights.activate(key)
 
-    @torch.no_grad()  # not inference_mode: what layers cache here must be usable in training
-    def measure(self, key: int, batches: Iterable[Batch]) -> list[BatchSums]:
-        """Return the sums of each batch under a trial's adapter as it is now."""
-        self.activate(key)
-        with _evaluating(self._base.model):
-            return [self._measure_one(batch) for batch in batches]
+    def backward(self, trials: Sequence[Trial]) -> list[StepOutcome | None]:
+        """Do one pass for each trial, together where that can be.
 
-    def _measure_one(self, batch: Batch) -> BatchSums:
-        logits_NV, targets_N = self._logits_at_targets(batch)
-        num_correct = int((logits_NV.argmax(-1) == targets_N).sum())
-        return BatchSums(_sum_loss(logits_NV, targets_N).item(), num_correct, batch.num_targets)
-
-    def _logits_at_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return logits, shape (targets, vocabulary), and target ids, of the targets only.
-
-        Projecting prompt tokens on the vocabulary costs up to a fifth of a small model's step.
-        Models that select rows by a mask (nearly all in transformers) are spared it; from
-        others the full logits are taken and selected here.
+        Returns:
+            Of each trial its step's loss, with the gradients in its weights; None if the step has
+            more batches to come; or what went wrong.
         """
-        batch = batch.to(self._base.device)
-        is_target = batch.targets != IGNORE_INDEX
-        arguments: dict[str, Any] = {"use_cache": False}
-        if self._base.selects_logits:
-            arguments["logits_to_keep"] = is_target
-        if batch.position_ids is None:
-            arguments["attention_mask"] = batch.attention_mask
-        else:  # from positions that begin again transformers masks examples of one row apart
-            arguments["position_ids"] = batch.position_ids
-        with self._base.autocast():
-            output = self._base.model(input_ids=batch.input_ids, **arguments)
-        logits: Tensor = output.logits
-        if logits.ndim == 3:
-            logits = logits[is_target.to(logits.device)]
-        targets = batch.targets[is_target].to(logits.device)
-        assert logits.shape[0] == targets.shape[0]
-        return logits, targets
+        found: dict[int, StepOutcome | None] = {}
+        parts: dict[int, TrainPart] = {}
+        for trial in trials:
+            try:
+                if self._shares(trial.key):
+                    parts[trial.key] = self._next_part(trial)
+                else:
+                    found[trial.key] = self._lone_step(trial)
+            except Exception as error:  # becomes this trial's report; the others go on
+                found[trial.key] = _failure(error)
+        if parts:
+            assert self._pack is not None
+            passed = self._in_passes(list(parts.values()), self._pack.backward)
+            for part, of_pass in zip(parts.values(), passed, strict=True):
+                found[part.trial] = self._count(part, of_pass)
+        for key, outcome in found.items():
+            if outcome is not None:
+                self.forget(key)
+        return [found[trial.key] for trial in trials]
 
-    def _noise(
-        self, trial: Trial, step: int, index: int
-    ) -> contextlib.AbstractContextManager[None]:
-        seed = derive_seed(trial.options.seed, "neftune", step, index)
-        return noisy_embeddings(self._base.model, trial.options.neftune_noise_alpha, seed)
+    def measure(self, wanted: Mapping[int, Sequence[Indices]]) -> dict[int, list[BatchSums]]:
+        """Return the sums of validation batches under trials' weights as they are now.
 
-    @contextlib.contextmanager
-    def _random_stream(self, seed: int) -> Iterator[None]:
-        """Let the global generators begin at ``seed``, and put them back afterwards."""
-        devices = range(torch.cuda.device_count()) if self._base.device.type == "cuda" else ()
-        with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(seed)
-            yield
+        Args:
+            wanted: Of each trial, the batches: indices of validation examples.
+
+        Raises:
+            Exception: What a pass raised, even with one trial in it.
+        """
+        found: dict[int, list[BatchSums]] = {key: [] for key in wanted}
+        for number in range(max(map(len, wanted.values()), default=0)):
+            parts = []
+            for key, batches in wanted.items():
+                if number >= len(batches):
+                    continue
+                if self._shares(key):
+                    rows = lay_out(self._dataset.validation_examples(batches[number]))
+                    parts.append(EvalPart(key, rows))
+                else:
+                    self.activate(key)
+                    batch = self._dataset.validation_batch(batches[number])
+                    found[key].append(self._lone.measure(batch))
+            if not parts:
+                continue
+            assert self._pack is not None
+            outcomes = self._in_passes(parts, self._pack.measure)
+            for part, outcome in zip(parts, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                sums = outcome.result
+                found[part.trial].append(
+                    BatchSums(sums.loss, sums.num_correct, part.rows.num_targets)
+                )
+        return found
+
+    def _shares(self, key: int) -> bool:
+        stacks = self._weights.stacks
+        return self._pack is not None and stacks is not None and key in stacks
+
+    def _next_part(self, trial: Trial) -> TrainPart:
+        """Return the next batch of a trial, of a new step if none is under way."""
+        number = trial.step + 1
+        if trial.key not in self._steps:
+            batches = trial.order.micro_batches(number)
+            self._steps[trial.key] = _Step(
+                [lay_out(self._dataset.train_examples(rows)) for rows in batches]
+            )
+        step = self._steps[trial.key]
+        index, seed = step.num_done, trial.options.seed
+        return TrainPart(
+            trial=trial.key,
+            rows=step.batches[index],
+            weight=trial.loss_scale / step.num_targets,
+            dropout_seed=derive_seed(seed, "dropout", number, index),
+            noise_alpha=trial.options.neftune_noise_alpha,
+            noise_seed=derive_seed(seed, "neftune", number, index),
+            is_first=index == 0,
+        )
+
+    def _count(self, part: TrainPart, outcome: _Done[float] | Exception) -> StepOutcome | None:
+        """Add a pass to its step; return what comes of the step, None if it goes on."""
+        if isinstance(outcome, Exception):
+            return _failure(outcome)
+        step = self._steps[part.trial]
+        step.num_done += 1
+        step.loss += outcome.result
+        step.seconds += outcome.seconds
+        if step.num_done < len(step.batches):
+            return None
+        num_tokens = sum(rows.num_tokens for rows in step.batches)
+        loss = step.loss / step.num_targets
+        return StepLoss(loss, num_tokens, step.seconds, outcome.num_parts)
+
+    def _lone_step(self, trial: Trial) -> StepLoss:
+        """Do all batches of a step of a trial that shares no pass."""
+        start = time.perf_counter()
+        micro_batches = trial.order.micro_batches(trial.step + 1)
+        batches = [self._dataset.train_batch(rows) for rows in micro_batches]
+        num_targets = sum(batch.num_targets for batch in batches)
+        self.activate(trial.key)
+        losses = [
+            self._lone.backward(trial, batch, num_targets, index)
+            for index, batch in enumerate(batches)
+        ]
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        seconds = time.perf_counter() - start
+        return StepLoss(sum(losses) / num_targets, num_tokens, seconds, 1)
+
+    def _in_passes(
+        self, parts: list[_P], run: Callable[[list[_P]], list[_R]]
+    ) -> list[_Done[_R] | Exception]:
+        """Run parts in as few passes as memory allows.
+
+        A pass that runs out of memory is halved, and no later one is made as large. One that fails
+        otherwise is done again by each trial alone, so that only the one at fault fails.
+        """
+        groups = self._within_memory(parts)
+        if len(groups) > 1:
+            return [outcome for group in groups for outcome in self._in_passes(group, run)]
+        start = time.perf_counter()
+        failure: Exception
+        try:
+            results = run(parts)
+        except Exception as error:
+            # Its frames hold the tensors that there was no memory for.
+            failure = error.with_traceback(None) if is_out_of_memory(error) else error
+        else:
+            seconds = time.perf_counter() - start
+            width = sum(part.rows.width for part in parts)
+            return [
+                _Done(result, seconds * part.rows.width / width, len(parts))
+                for part, result in zip(parts, results, strict=True)
+            ]
+        if len(parts) == 1:
+            return [failure]
+        if is_out_of_memory(failure):
+            self._make_smaller(parts)
+            return self._in_passes(parts, run)
+        return [outcome for part in parts for outcome in self._in_passes([part], run)]
+
+    def _within_memory(self, parts: list[_P]) -> list[list[_P]]:
+        """Cut parts into passes that are not larger than what has found memory."""
+        groups: list[list[_P]] = []
+        room = 0
+        for part in parts:
+            room -= part.rows.width
+            if not groups or (self._most_tokens is not None and room < 0):
+                groups.append([])
+                room = (self._most_tokens or 0) - part.rows.width
+            groups[-1].append(part)
+        return groups
+
+    def _make_smaller(self, parts: Sequence[_Part]) -> None:
+        widths = [part.rows.width for part in parts]
+        self._most_tokens = max(sum(widths) // 2, max(widths))
+        if self._most_tokens >= sum(widths):
+            self._most_tokens = sum(widths) - 1
+        log.warning(
+            "a pass of %d trials (%d tokens) ran out of memory: from now on passes have up to %d "
+            "tokens",
+            len(parts),
+            sum(widths),
+            self._most_tokens,
+        )
+        if self._base.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class _Done(Generic[_R]):
+    """What one part of a pass came to.
+
+    Attributes:
+        result: Of the pass.
+        seconds: This part's share of the time, by its tokens.
+        num_parts: Of the pass.
+    """
+
+    result: _R
+    seconds: float
+    num_parts: int
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def describe(error: Exception) -> str:
@@ -148,15 +323,5 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}\n{''.join(lines)}"
 
 
-def _sum_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    return functional.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
-
-
-@contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+def _failure(error: Exception) -> PassFailed | PassOutOfMemory:
+    return PassOutOfMemory() if is_out_of_memory(error) else PassFailed(describe(error))

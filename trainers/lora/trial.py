@@ -99,15 +99,26 @@ class Trial:
         is_asked = self.step in self.schedule.validation_steps or self.is_out_of_time
         return is_asked and self.step > self.progress.validated_step
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one pass's loss to the trial's weights."""
-        scaled = loss if self.scaler is None else self.scaler.scale(loss)
-        scaled.backward()
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before going back."""
+        if self.scaler is None:
+            return 1.0
+        device = next(iter(self.parameters.values())).device
+        scaled: Tensor = self.scaler.scale(torch.ones((), device=device))
+        return scaled.item()
 
     def update(
-        self, loss: float, num_tokens: int, seconds: float, memory: Mapping[str, Scalar]
+        self, loss: float, num_tokens: int, seconds: float, measured: Mapping[str, Scalar]
     ) -> Report | None:
-        """Finish a step whose gradients are in place; return a report if the trial diverged."""
+        """Finish a step whose gradients are in place; return a report if the trial diverged.
+
+        Args:
+            loss: Nats per target.
+            num_tokens: That went through the model.
+            seconds: That the step took.
+            measured: More for the step's line.
+        """
         self.progress.seconds += seconds
         learning_rate = self.learning_rate.at(self.step + 1)
         if not loss <= self.max_loss:
@@ -126,7 +137,7 @@ class Trial:
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens_per_second": num_tokens / seconds,
             "seconds": seconds,
-            **memory,
+            **measured,
         }
         norms = self.progress.grad_norms
         if is_jump(grad_norm, norms, self.options.grad_norm_jump):

@@ -109,11 +109,19 @@ class Dataset:
 
     def train_batch(self, indices: Sequence[int]) -> Batch:
         """Return these training examples as one batch."""
-        return self._collate([self.train[index] for index in indices])
+        return self._collate(self.train_examples(indices))
 
     def validation_batch(self, indices: Sequence[int]) -> Batch:
         """Return these validation examples as one batch."""
-        return self._collate([self.validation[index] for index in indices])
+        return self._collate(self.validation_examples(indices))
+
+    def train_examples(self, indices: Sequence[int]) -> list[Example]:
+        """Return these training examples."""
+        return [self.train[index] for index in indices]
+
+    def validation_examples(self, indices: Sequence[int]) -> list[Example]:
+        """Return these validation examples."""
+        return [self.validation[index] for index in indices]
 
     def where(self, indices: Sequence[int]) -> list[str]:
         """Return the rows of the data that these training examples are, as in ``a.jsonl:17``."""

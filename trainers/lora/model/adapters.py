@@ -32,15 +32,21 @@ from trainers.lora.model.weights import (
 )
 from trainers.lora.options import ALL_LINEAR, LoraOptions
 from trainers.lora.options.method import is_pattern
+from trainers.lora.pack.stacks import Stacks
 from trainers.lora.seeds import derive_seed
 
 _WEIGHTS = "adapter_model.safetensors"
 
 
 class AdapterPool:
-    """Adds adapters to a base model and removes them again."""
+    """Adds adapters to a base model and removes them again.
+
+    Attributes:
+        stacks: Of those adapters that can share a pass.
+    """
 
     def __init__(self, base: BaseModel) -> None:
+        self.stacks = Stacks(base.dtype)
         self._base = base
         self._peft: PeftModel | None = None
         self._present: dict[int, LoraOptions] = {}
@@ -74,6 +80,9 @@ class AdapterPool:
                 self._start(trial, parameters, options)
             else:
                 self._load(trial, parameters, tensors, f"{saved}")
+            if options.packing_problem is None:
+                layers = self._layers(trial)
+                self.stacks.add(trial, layers, _name(trial), options.lora_dropout)
         except ValueError:
             self.remove(trial)
             raise
@@ -89,6 +98,8 @@ class AdapterPool:
         assert self._peft is not None
         options = self._present.pop(trial)
         self._parameters.pop(trial, None)
+        if trial in self.stacks:
+            self.stacks.remove(trial)
         if options.changes_base and self._residue is not None:
             self._residue.originals.restore()
             self._residue = None

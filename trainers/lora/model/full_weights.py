@@ -22,6 +22,8 @@ from trainers.lora.options import LoraOptions
 class FullWeights:
     """Lends a base model's own weights to a trial, and puts them back when it leaves."""
 
+    stacks = None
+
     def __init__(self, base: BaseModel, tokenizer: Any) -> None:
         self._base = base
         self._tokenizer = tokenizer

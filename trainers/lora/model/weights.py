@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.trainer_pt_utils import get_parameter_names
 
 from trainers.lora.options import LoraOptions
+from trainers.lora.pack.stacks import Stacks
 
 
 class Parameters(dict[str, nn.Parameter]):
@@ -30,6 +31,11 @@ class Parameters(dict[str, nn.Parameter]):
 
 class WeightPool(Protocol):
     """Adds the weights of trials to a base model and removes them again."""
+
+    @property
+    def stacks(self) -> Stacks | None:
+        """The weights that can share a pass with other trials'; None where none can."""
+        ...
 
     def num_parameters(self, options: LoraOptions) -> int:
         """Return how many numbers a trial trains.
@@ -72,12 +78,12 @@ def check_shares_base(options: LoraOptions, present: Iterable[LoraOptions]) -> N
         ValueError: It, or one of them, needs the base model for itself.
     """
     others = list(present)
-    reasons = [other.needs_own_base for other in (options, *others)]
+    reasons = [other.sharing_problem() for other in (options, *others)]
     reason = next((found for found in reasons if found is not None), None)
     if others and reason is not None:
         raise ValueError(
-            f"{reason}, so such a trial must be alone on it, and another one is present. Give each "
-            f"trial a GPU of its own: 'resources: {{gpu: 1}}'."
+            f"{reason}, so such a trial must be alone on its base model, and another one is present. "
+            f"Give each trial a GPU of its own: 'resources: {{gpu: 1}}'."
         )
 
 

@@ -116,7 +116,7 @@ class LoraOptions(
         return None
 
     def sharing_problem(self) -> str | None:
-        return self.needs_own_base
+        return self.needs_own_base or self.packing_problem
 
     @classmethod
     def for_metric(

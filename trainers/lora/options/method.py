@@ -146,6 +146,16 @@ class MethodOptions(BaseModel):
             return f"init_lora_weights: {self.init_lora_weights} changes the base model's weights"
         return None
 
+    @property
+    def packing_problem(self) -> str | None:
+        """Why such a trial cannot be part of a pass for several trials; None if it can."""
+        if self.use_dora:
+            return "use_dora: true scales every layer's whole weights anew for each trial"
+        if self.modules_to_save:
+            names = ", ".join(self.modules_to_save)
+            return f"modules_to_save: {names} is computed with other weights for each trial"
+        return None if self.finetuning_type == "lora" else self.needs_own_base
+
     @model_validator(mode="after")
     def _full_has_no_adapter(self: _Options) -> _Options:
         if self.finetuning_type != "full":

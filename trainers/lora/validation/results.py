@@ -48,15 +48,23 @@ class Results:
     Attributes:
         sums: Of forward passes.
         answers: Generated ones.
+        seconds: What was computed took before the validation that uses it.
     """
 
     sums: dict[Indices, BatchSums] = field(default_factory=dict)
     answers: dict[Indices, list[Answer]] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def clear(self) -> None:
         """Forget everything: the weights have changed."""
         self.sums.clear()
         self.answers.clear()
+        self.seconds = 0.0
+
+    def take_seconds(self) -> float:
+        """Return what was spent ahead, for the validation that it was spent for."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
 
 @dataclass(frozen=True)

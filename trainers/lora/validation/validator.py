@@ -5,10 +5,11 @@ What a validation's metrics mean for the trial, and when it is due, is decided e
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from trainers.lora.data.dataset import Dataset
 from trainers.lora.options import LoraOptions
@@ -17,6 +18,25 @@ from trainers.lora.validation.eval_sets import EvalPart, EvalSets
 from trainers.lora.validation.generation import Answer, Generator, Question
 from trainers.lora.validation.metrics import AnswerMetrics
 from trainers.lora.validation.results import BatchSums, Indices, Measured, Results
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Due:
+    """A validation that is due.
+
+    Attributes:
+        key: Of the adapter.
+        parts: The examples.
+        results: What was computed with these weights before.
+        max_loss: A loss above it has diverged.
+    """
+
+    key: int
+    parts: Sequence[EvalPart]
+    results: Results
+    max_loss: float
 
 
 class Validator:
@@ -60,9 +80,9 @@ class Validator:
             results: What was computed with these weights before; added to.
             max_loss: A loss above it has diverged; on a first pass, the rest is spared.
         """
-        start = time.perf_counter()
+        start = time.perf_counter() - results.take_seconds()
         metrics: dict[str, float] = {}
-        first_pass = [part for part in parts if part.is_first_pass]
+        first_pass = _first_pass(parts)
         if first_pass:
             loss = sum(self._sums(key, first_pass, results).values(), BatchSums()).mean_loss
             metrics["eval_first_pass_loss"] = loss
@@ -81,6 +101,41 @@ class Validator:
         samples = tuple(asdict(answer) for answer in answers)
         return Measured(metrics, samples, metrics["eval_runtime"], diverged)
 
+    def measure_together(self, due: Sequence[Due]) -> None:
+        """Compute what these validations need in passes that they share; keep it in their results.
+
+        An error is left to the validation that it belongs to, which computes what is missing.
+        """
+        try:
+            self._measure_all({d.key: self._batches(_first_pass(d.parts)) for d in due}, due)
+            left = [d for d in due if self._passes_first(d)]
+            self._measure_all({d.key: self._batches(d.parts) for d in left}, left)
+        except Exception as error:
+            log.info("validations are made one by one, as together they failed: %s", error)
+
+    def _measure_all(self, batches: Mapping[int, Sequence[Indices]], due: Sequence[Due]) -> None:
+        start = time.perf_counter()
+        results = {d.key: d.results for d in due}
+        missing = {
+            key: [batch for batch in of_trial if batch not in results[key].sums]
+            for key, of_trial in batches.items()
+        }
+        found = self._passes.measure(missing)
+        num_batches = sum(map(len, missing.values()))
+        for key, of_trial in missing.items():
+            results[key].sums.update(zip(of_trial, found[key], strict=True))
+            share = len(of_trial) / max(num_batches, 1)
+            results[key].seconds += share * (time.perf_counter() - start)
+
+    def _passes_first(self, due: Due) -> bool:
+        """Return whether a trial's loss on the first pass allows for the rest."""
+        batches = self._batches(_first_pass(due.parts))
+        first = sum((due.results.sums[batch] for batch in batches), BatchSums())
+        return not batches or first.mean_loss <= due.max_loss
+
+    def _batches(self, parts: Sequence[EvalPart]) -> list[Indices]:
+        return [batch for part in parts for batch in self._by_length(part.indices)]
+
     def _check_asks(self, parts: Sequence[EvalPart]) -> None:
         num_examples = sum(len(part.indices) for part in parts)
         if not any(index in self._questions for part in parts for index in part.indices):
@@ -94,7 +149,7 @@ class Validator:
         """Return the sums of each validation set, in the order of its batches."""
         batches = [(part.name, batch) for part in parts for batch in self._by_length(part.indices)]
         missing = [batch for _, batch in batches if batch not in results.sums]
-        found = self._passes.measure(key, map(self._dataset.validation_batch, missing))
+        found = self._passes.measure({key: missing})[key]
         results.sums.update(zip(missing, found, strict=True))
         sums: dict[str, BatchSums] = {}
         for name, batch in batches:
@@ -147,6 +202,10 @@ class Validator:
         self._passes.activate(key)
         size = self._options.per_device_eval_batch_size
         return self._generator.answer(questions, self._options.max_new_tokens, size)
+
+
+def _first_pass(parts: Sequence[EvalPart]) -> list[EvalPart]:
+    return [part for part in parts if part.is_first_pass]
 
 
 def _chunks(order: Sequence[int], size: int) -> list[Indices]:

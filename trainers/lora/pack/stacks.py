@@ -1,0 +1,203 @@
+"""The adapters of all trials side by side: at each adapted layer, their factors in one tensor.
+
+The trials' own weights stay where they are, in float32, for their optimizers; before a pass they are
+copied here in the type that the model computes in, and after it the gradients are copied back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+
+from trainers.lora.pack.adapted_layer import AdaptedLayer
+from trainers.lora.pack.route import Place, Route
+
+LEAST_RANK = 16
+"""Ranks are padded to this times a power of two, whatever the neighbours' are: one product serves
+ranks that are near each other, and bits stay the same."""
+
+
+def padded_rank(rank: int) -> int:
+    """Return the rank that a stack has for adapters of this one."""
+    padded = LEAST_RANK
+    while padded < rank:
+        padded *= 2
+    return padded
+
+
+@dataclass(frozen=True)
+class Part:
+    """One trial's part in a pass: whose adapter serves how many tokens.
+
+    Attributes:
+        trial: Its key.
+        num_tokens: With padding.
+        seed: Of its dropout in this pass; None: nothing is dropped.
+    """
+
+    trial: int
+    num_tokens: int
+    seed: int | None = None
+
+
+@dataclass
+class _Entry:
+    """A trial's adapter, and where its copies are.
+
+    Attributes:
+        rank: Of the stacks.
+        slot: In the stacks.
+        scale: alpha / r, or what rsLoRA makes of it.
+        dropout: In training.
+        own_rank: Without padding.
+        layers: Layer -> both of its factors: A, shape (rank, in), and B, shape (out, rank).
+        gradients: Kept from step to step, as the weights' own.
+        copies: Views of the stacks in the factors' order, and of their gradients; made when needed.
+    """
+
+    rank: int
+    slot: int
+    scale: float
+    dropout: float
+    own_rank: int
+    layers: Mapping[AdaptedLayer, tuple[nn.Parameter, nn.Parameter]]
+    gradients: list[Tensor] = field(default_factory=list)
+    copies: list[Tensor] | None = None
+    copied_gradients: list[Tensor] | None = None
+
+    @property
+    def factors(self) -> list[Tensor]:
+        return [factor for factors in self.layers.values() for factor in factors]
+
+
+class Stacks:
+    """Stacked adapters on one base model. Not thread-safe."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        """Start with no trial.
+
+        Args:
+            dtype: In which the base model computes.
+        """
+        self._dtype = dtype
+        self._entries: dict[int, _Entry] = {}
+        self._layers: dict[LoraLayer, AdaptedLayer] = {}
+        self._route: Route | None = None
+
+    def __contains__(self, trial: int) -> bool:
+        return trial in self._entries
+
+    def add(
+        self, trial: int, layers: Mapping[str, LoraLayer], adapter: str, dropout: float
+    ) -> None:
+        """Give a trial's adapter a place beside the others.
+
+        Args:
+            trial: Its key.
+            layers: All that it adapts, by name.
+            adapter: Its name in them.
+            dropout: Share of the adapter's input that is dropped in training.
+        """
+        first = next(iter(layers.values()))
+        rank = padded_rank(first.r[adapter])
+        taken = {entry.slot for entry in self._entries.values() if entry.rank == rank}
+        slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
+        factors = {}
+        for name, layer in layers.items():
+            adapted = self._adapted(name, layer)
+            adapted.present |= {trial}
+            pair = (layer.lora_A[adapter].weight, layer.lora_B[adapter].weight)
+            adapted.enlarge(rank, slot + 1, pair, self._dtype)
+            adapted.clear(rank, slot)
+            factors[adapted] = pair
+        for entry in self._entries.values():
+            entry.copies = entry.copied_gradients = None  # the stacks may be new ones
+        scale = first.scaling[adapter]
+        self._entries[trial] = _Entry(rank, slot, scale, dropout, first.r[adapter], factors)
+
+    def remove(self, trial: int) -> None:
+        """Free a trial's place, and the memory of places that nobody is behind of."""
+        gone = self._entries.pop(trial)
+        used = [entry.slot for entry in self._entries.values() if entry.rank == gone.rank]
+        for layer in gone.layers:
+            layer.present -= {trial}
+            layer.shrink(gone.rank, max(used, default=-1) + 1)
+            if not layer.present:
+                layer.restore()
+                self._layers = {k: of for k, of in self._layers.items() if of is not layer}
+        for entry in self._entries.values():
+            entry.copies = entry.copied_gradients = None
+
+    @contextlib.contextmanager
+    def routed(self, parts: Sequence[Part]) -> Iterator[None]:
+        """Let adapted layers serve a pass whose tokens are those of these parts, in order.
+
+        Must last until the backward pass is done.
+        """
+        places, start = [], 0
+        for part in parts:
+            entry = self._entries[part.trial]
+            dropout = 0.0 if part.seed is None else entry.dropout
+            place = Place(
+                part.trial,
+                entry.rank,
+                entry.slot,
+                start,
+                part.num_tokens,
+                entry.scale,
+                dropout,
+                part.seed or 0,
+            )
+            places.append(place)
+            start += part.num_tokens
+        for trial in dict.fromkeys(part.trial for part in parts):
+            self._load(self._entries[trial])
+        self._route = Route(places)
+        try:
+            yield
+        finally:
+            self._route = None
+
+    def in_order(self, trials: Sequence[int]) -> list[int]:
+        """Return trials so that those whose adapters lie side by side are neighbours."""
+        return sorted(trials, key=lambda t: (self._entries[t].rank, self._entries[t].slot))
+
+    def take_gradients(self, trial: int, *, add: bool) -> None:
+        """Set a trial's gradients to those of the pass, or add these to them."""
+        entry = self._entries[trial]
+        if not entry.gradients:
+            entry.gradients = [torch.zeros_like(factor) for factor in entry.factors]
+        if entry.copied_gradients is None:
+            entry.copied_gradients = self._views(entry, AdaptedLayer.gradients)
+        if add:
+            torch._foreach_add_(entry.gradients, entry.copied_gradients)
+        else:
+            torch._foreach_copy_(entry.gradients, entry.copied_gradients)
+            for factor, gradient in zip(entry.factors, entry.gradients, strict=True):
+                factor.grad = gradient
+
+    @torch.no_grad()
+    def _load(self, entry: _Entry) -> None:
+        if entry.copies is None:
+            entry.copies = self._views(entry, AdaptedLayer.weights)
+        torch._foreach_copy_(entry.copies, entry.factors)
+
+    def _views(
+        self, entry: _Entry, stacks: Callable[[AdaptedLayer, int], tuple[Tensor, Tensor]]
+    ) -> list[Tensor]:
+        views = []
+        for layer in entry.layers:
+            first, second = stacks(layer, entry.rank)
+            views.append(first[entry.slot, : entry.own_rank])
+            views.append(second[entry.slot, :, : entry.own_rank])
+        return views
+
+    def _adapted(self, name: str, layer: LoraLayer) -> AdaptedLayer:
+        if layer not in self._layers:
+            self._layers[layer] = AdaptedLayer(name, layer, lambda: self._route)
+        return self._layers[layer]
