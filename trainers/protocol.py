@@ -199,8 +199,9 @@ class Trainer(Protocol):
         """Do one pass of every trial present; return the reports that this made.
 
         A pass is an optimizer step, or one of its batches where a trial accumulates gradients. A
-        trial validates inside this call when its step is due. One whose report has an ``end`` is not stepped again, and stays until it is removed, so that it can be saved.
-        An error in one trial becomes its report; the others go on.
+        trial validates inside this call when its step is due. One whose report has an ``end`` is
+        not stepped again, and stays until it is removed, so that it can be saved. An error in one
+        trial becomes its report; the others go on.
         """
         ...
 
