@@ -45,7 +45,7 @@ check: $(INSTALLED)  ## Lint, format, types, import rules.
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench-packing: setup  ## What shared passes are worth; some 30 minutes. ARGS="speed --case 8x1x32" for a part.
+bench-packing: setup  ## What shared passes are worth; about 40 minutes. ARGS="speed --case 8x1x32" for a part.
 	@$(BIN)/python -m benchmarks.packing $(or $(ARGS),all)
 
 clean:  ## Removes what setup made here; the model in the cache, studies and runs stay.

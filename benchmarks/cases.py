@@ -66,13 +66,7 @@ class Case:
 
 
 def read_text() -> str:
-    """Return real text: Python functions with their documentation.
-
-    Raises:
-        FileNotFoundError: ``make setup`` has not written it yet.
-    """
-    if not TEXT_FILE.exists():
-        raise FileNotFoundError(f"{TEXT_FILE} does not exist. Type: make setup")
+    """Return real text, which ``make setup`` writes: Python functions with their documentation."""
     rows = json.loads(TEXT_FILE.read_text(encoding="utf-8"))
     return "\n".join(" ".join(map(str, row.values())) for row in rows)
 

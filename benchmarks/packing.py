@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.cases import Case
+from benchmarks.cases import TEXT_FILE, Case
 from benchmarks.conditions import ROOT, find_conditions
 from benchmarks.figures import Figure, figures_table, write_figures
 from hpo.cli.console import stderr, stdout
@@ -30,12 +30,14 @@ RepetitionsOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="The JSON file of the figures.")]
 
-app = typer.Typer(
-    help="Measures what it is worth that trials share one pass. Type `all` for everything.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def check_setup() -> None:
+    """Measure what it is worth that trials share one pass. Type `all` for everything."""
+    if not TEXT_FILE.exists():
+        raise typer.BadParameter(f"{TEXT_FILE} does not exist. It is written by: make setup")
 
 
 @app.command()

@@ -79,7 +79,7 @@ def equality_figures(model: str, tell: Callable[[str], None]) -> list[Figure]:
         "model_name_or_path": model,
         "train_file": str(TEXT_FILE),
         "validation_file": str(TEXT_FILE.with_name("validation.json")),
-        "eval_max_samples": 4,
+        "eval_max_samples": 2,
         "max_length": 128,
         "dtype": "float32",
         **SCHEDULE,

@@ -118,16 +118,14 @@ def _figures_of(bench: Bench, case: Case, text: str, num_rounds: int) -> list[Fi
         "alone": pack.alone,
     }
     figures = _ratios(case, measure_in_turn(contestants, num_rounds))
-    if all(figure.is_reached is not False for figure in figures):
-        return figures
-    found = _profiles(pack, bench.base, rows)
-    why = f"beyond the base's pass: {found['packed'].beyond(found['base packed'])}"
-    return [
-        replace(figure, note="; ".join(filter(None, [figure.note, why])))
-        if figure.is_reached is False
-        else figure
-        for figure in figures
-    ]
+    missed = [number for number, figure in enumerate(figures) if figure.is_reached is False]
+    if missed:  # the first one says why; it is the same for all
+        found = _profiles(pack, bench.base, rows)
+        why = f"beyond the base's pass: {found['packed'].beyond(found['base packed'])}"
+        first = figures[missed[0]]
+        note = "; ".join(filter(None, [first.note, why, f"more by --case {case} --profile"]))
+        figures[missed[0]] = replace(first, note=note)
+    return figures
 
 
 def _ratios(case: Case, seconds: Seconds) -> list[Figure]:
