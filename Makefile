@@ -14,7 +14,7 @@ MODEL := build/model
 DOCSTRINGS := data/docstrings/.made
 SMART_HOME := data/smart_home/.made
 
-.PHONY: help setup demo smart-home model-path test check clean
+.PHONY: help setup demo smart-home model-path test check bench-packing clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
@@ -44,6 +44,9 @@ check: $(INSTALLED)  ## Lint, format, types, import rules.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench-packing: setup  ## What shared passes are worth; about 40 minutes. ARGS="speed --case 8x1x32" for a part.
+	@$(BIN)/python -m benchmarks.packing $(or $(ARGS),all)
 
 clean:  ## Removes what setup made here; the model in the cache, studies and runs stay.
 	rm -rf .venv build data
