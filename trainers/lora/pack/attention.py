@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from trainers.lora.pack.narrow_attention import attend_narrow, suits
 from trainers.lora.pack.rows import Rows
 
 NAME = "rows_end_to_end"
@@ -36,23 +37,32 @@ class RowAttention:
 
     rows: Rows
     inner: str
-    _masks: dict[object, Tensor | None] = field(default_factory=dict)
+    _masks: dict[object, Tensor] = field(default_factory=dict)
 
     def mask(self, run: int, window: int | None, like: Tensor) -> Tensor | None:
         """Return the mask of a run of rows; None where the causal flag says it all.
 
-        Shape (rows or 1, 1, queries, keys): True where a query sees a key, or, for attention that
-        adds it to its scores, 0 there and the type's least number elsewhere.
+        Shape (rows or 1, 1, queries, keys), True where a query sees a key; ``added_mask`` for
+        attention that takes no such one.
         """
         _, width = self.rows.runs[run]
         narrows = window is not None and window < width
-        is_eager = self.inner == "eager"
-        if not (narrows or is_eager or self.rows.are_joined):
-            return None
-        key = (run if self.rows.are_joined else width, window, like.device, like.dtype)
+        if self.inner == "eager":
+            return self.added_mask(run, window, like)
+        return self._mask(run, window, like, False) if narrows or self.rows.are_joined else None
+
+    def added_mask(self, run: int, window: int | None, like: Tensor) -> Tensor:
+        """Return what is added to the scores of a run: 0, or the least number of their type."""
+        return self._mask(run, window, like, True)
+
+    def _mask(self, run: int, window: int | None, like: Tensor, is_added: bool) -> Tensor:
+        width = self.rows.runs[run][1]
+        place = run if self.rows.are_joined else width
+        key = (place, window, like.device, like.dtype, is_added)
         if key not in self._masks:
+            narrows = window is not None and window < width
             mask = self._seen(run, window if narrows else None).to(like.device)
-            if is_eager:
+            if is_added:
                 least = torch.finfo(like.dtype).min
                 mask = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(
                     ~mask, least
@@ -109,8 +119,12 @@ def _attend(
     parts = []
     cut = [_cut(states, runs) for states in (query, key, value)]
     for number, (queries, keys, values) in enumerate(zip(*cut, strict=True)):
-        mask = within.mask(number, window, queries)
-        output, _ = inner(module, queries, keys, values, mask, **arguments)
+        if within.inner == "sdpa" and suits(queries, arguments):
+            added = within.added_mask(number, window, queries)
+            output = attend_narrow(queries, keys, values, added, arguments.get("scaling"))
+        else:
+            mask = within.mask(number, window, queries)
+            output, _ = inner(module, queries, keys, values, mask, **arguments)
         parts.append(output.reshape(1, -1, *output.shape[2:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), None
 
