@@ -204,7 +204,11 @@ class Driver:
             )
         searcher = StudySearcher(self._study, self._num_slots, self._tune_config, self._is_ending)
         scheduler = StudyScheduler(
-            self._study, self._progress.reported, self._dismiss, self._on_fatal
+            self._study,
+            self._progress.reported,
+            self._dismiss,
+            self._on_fatal,
+            self._progress.noted,
         )
         scratch = tempfile.mkdtemp(prefix="hpo-tune-")
         try:

@@ -40,6 +40,7 @@ class TrialProxy(tune.Trainable):
     """
 
     _host: Any = None
+    _key: int | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial; the first step joins the host of this device."""
@@ -107,12 +108,12 @@ class TrialProxy(tune.Trainable):
             )
             .remote(self._setup, "auto")
         )
-        ray.get(self._host.join.remote(self._number, self._trial_config))
+        self._key = ray.get(self._host.join.remote(self._number, self._trial_config))
 
     def _leave(self) -> None:
         if self._host is None:
             return
         try:
-            ray.get(self._host.leave.remote(self._number))
+            ray.get(self._host.leave.remote(self._number, self._key))
         except RayActorError:  # a host that is gone holds no trial
             return
