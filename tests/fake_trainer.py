@@ -50,6 +50,7 @@ class FakeOptions(TrainerOptions):
     memory: float = math.inf
     size: float = 1.0
     hidden_size: float = Field(0.0, description="Memory that only shows when it is trained.")
+    hidden_until: int = Field(0, description="Steps that it is trained without showing it.")
     alone: bool = False
 
     shared: ClassVar[frozenset[str]] = frozenset({"base", "journal", "memory"})
@@ -95,6 +96,11 @@ class _Trial:
     ended: bool = False
     noted: bool = False
     lines: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def size(self) -> float:
+        shows = self.step >= self.options.hidden_until
+        return self.options.size + (self.options.hidden_size if shows else 0.0)
 
 
 class FakeTrainer:
@@ -157,7 +163,7 @@ class FakeTrainer:
         reports = []
         while True:
             live = {n: trial for n, trial in self._trials.items() if not trial.ended}
-            used = sum(trial.options.size + trial.options.hidden_size for trial in live.values())
+            used = sum(trial.size for trial in live.values())
             if used <= self._memory or not live:
                 return reports
             self._full_at = len(live)

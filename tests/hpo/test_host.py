@@ -9,7 +9,6 @@ import pytest
 
 from hpo.checkpoints import CheckpointStore
 from hpo.cluster.host import HostSetup, ModelHost, Word
-from tests import fake_trainer
 from tests.fake_trainer import FakeTrainer
 from tests.integration.command import journal
 
@@ -138,27 +137,20 @@ def test_alone_a_trial_never_waits_whatever_the_trainer_says(
 
 
 def test_the_youngest_makes_room_saved_as_it_is_and_goes_on_where_it_was(
-    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+    make_host: MakeHost,
 ) -> None:
-    grown = fake_trainer.FakeTrainer._make_room
-
-    def later(self: FakeTrainer) -> list[object]:
-        """Memory runs out when the youngest has done three steps."""
-        trial = self._trials.get(2)
-        return [] if trial is None or trial.step < 3 else grown(self)
-
-    monkeypatch.setattr(FakeTrainer, "_make_room", later)
-    host = make_host(memory=2.0, max_steps=20, eval_steps=2)
-    for number in range(3):
-        host.join(number, size=0.5, hidden_size=0.5)
+    host = make_host(memory=1.5, max_steps=20, eval_steps=2, size=0.5)
+    grows: Options = {"hidden_size": 0.5, "hidden_until": 3}
+    for number, options in enumerate(({}, {}, grows)):
+        host.join(number, **options)
     steps, word = host.last(2)
     assert steps == [2]
     assert word.paused
-    assert word.reason == "out of memory: 3 of 2"
+    assert word.reason == "out of memory: 2 of 1.5"
     saved = host.store.newest(2)
     assert saved.step == 3
     assert not saved.is_validation
-    host.join(2, size=0.5, hidden_size=0.5)
+    host.join(2, **grows)
     assert host.next(2).report.step == 2, "said again, as it may not have arrived"
     assert host.last(2)[0] == list(range(4, 21, 2))
     for number in (0, 1):
