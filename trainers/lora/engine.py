@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 
 from trainers.lora import step_log
+from trainers.lora.admission import Admission
 from trainers.lora.callbacks.own_callback import OwnCallback
 from trainers.lora.callbacks.trial_callbacks import TrialCallbacks
+from trainers.lora.capacity import Probe
 from trainers.lora.checkpoint import check_resumable, load_trial, save_trial
 from trainers.lora.course import Course
 from trainers.lora.data.dataset import load_dataset
@@ -21,12 +23,13 @@ from trainers.lora.data.encoding import Encoder
 from trainers.lora.data.order import DataOrder
 from trainers.lora.data.packing import check_keeps_apart
 from trainers.lora.learning_rate import LearningRate
+from trainers.lora.memory import DeviceMemory, is_out_of_memory
 from trainers.lora.model.adapters import AdapterPool
 from trainers.lora.model.base_model import BaseModel, load_base_model, load_tokenizer
 from trainers.lora.model.full_weights import FullWeights
 from trainers.lora.model.weights import Parameters, WeightPool
 from trainers.lora.options import LoraOptions
-from trainers.lora.passes import Passes, PassFailed, StepLoss, describe
+from trainers.lora.passes import Passes, PassFailed, PassOutOfMemory, StepLoss, describe
 from trainers.lora.schedule import Schedule
 from trainers.lora.snapshots import as_it_was
 from trainers.lora.trial import Trial
@@ -35,7 +38,7 @@ from trainers.lora.validation.generation import Generator
 from trainers.lora.validation.results import Results
 from trainers.lora.validation.side import IN_TURN, SideValidator, side_model
 from trainers.lora.validation.validator import Validator
-from trainers.protocol import ADAPTER_FOLDER, Plan, Report
+from trainers.protocol import ADAPTER_FOLDER, Capacity, Plan, Report
 
 DIVERGED_LOSS_FACTOR = 2.0
 """By default a trial has diverged when its loss is above this times that of a uniform guess."""
@@ -67,6 +70,9 @@ class Engine:
         self._course = Course(self._validator, self._make_side(side))
         self._trials: dict[int, Trial] = {}
         self._resumed_at_end: set[int] = set()
+        self._begun: set[int] = set()  # their step failed, and is done again
+        memory = DeviceMemory(self._base.device)
+        self._admission = Admission(memory, self._dataset, self._weights)
 
     def plan(self, options: LoraOptions) -> Plan:
         self._check_shared(options)
@@ -81,11 +87,32 @@ class Engine:
         )
 
     def add(self, key: int, options: LoraOptions, resume_from: Path | None) -> None:
-        trial = self._make_trial(key, options, resume_from)
-        self._course.add(trial)
+        with self._admission.joining(key, options):
+            trial = self._make_trial(key, options, resume_from)
+            try:
+                self._course.add(trial)
+            except Exception:
+                self._weights.remove(key)
+                raise
         self._trials[key] = trial
         if trial.progress.end is not None:
             self._resumed_at_end.add(key)
+
+    def fits(self, options: LoraOptions) -> bool:
+        return self._admission.fits(options)
+
+    def capacity(self, configs: Sequence[LoraOptions]) -> Capacity:
+        if self._trials:
+            present = ", ".join(map(str, self._trials))
+            raise ValueError(f"the capacity is measured without a trial. Present: {present}.")
+        probe = Probe(
+            self._admission,
+            self._passes,
+            self._dataset,
+            make=lambda options: self._make_trial(_VISITOR, options, None),
+            remove=lambda: self._weights.remove(_VISITOR),
+        )
+        return probe.capacity(configs)
 
     def advance(self) -> list[Report]:
         self._course.begin_round()
@@ -133,17 +160,38 @@ class Engine:
                 self._weights.remove(_VISITOR)
 
     def _active(self) -> list[Trial]:
-        return [trial for trial in self._trials.values() if trial.progress.end is None]
+        trials = self._trials.values()
+        displaced = self._admission.displaced
+        return [t for t in trials if t.progress.end is None and t.key not in displaced]
 
     def _step(self, trials: Sequence[Trial]) -> list[Report]:
         """Do one step of these trials; return the reports that this made."""
-        begun = [self._guarded(self._course.begin_step, trial) for trial in trials]
+        fresh = [trial for trial in trials if trial.key not in self._begun]
+        begun = [self._guarded(self._course.begin_step, trial) for trial in fresh]
         reports = [report for report in begun if report is not None]
-        trials = [trial for trial in trials if trial.progress.end is None]
-        for trial, outcome in zip(trials, self._passes.backward(trials), strict=True):
-            report = self._guarded(partial(self._finish_step, outcome), trial)
-            reports += [report] if report is not None else []
+        self._begun |= {trial.key for trial in fresh}
+        active = self._active()
+        trials = [trial for trial in trials if trial in active]
+        with self._admission.passing(trials, self._passes.num_tokens):
+            outcomes = self._passes.backward(trials)
+        stuck = None
+        with self._admission.room.of_validation():
+            for trial, outcome in zip(trials, outcomes, strict=True):
+                if isinstance(outcome, PassOutOfMemory):
+                    stuck = outcome.message
+                    continue
+                self._begun.discard(trial.key)
+                report = self._guarded(partial(self._finish_step, outcome), trial)
+                reports += [report] if report is not None else []
+        if stuck is not None:  # those steps are done again, with more room
+            reports += self._admission.make_room(self._active(), self._savable_step, stuck)
         return reports
+
+    def _savable_step(self, trial: Trial) -> int:
+        """Return the step to which a trial can be saved: not within one, for its callbacks."""
+        if trial.key in self._begun and trial.callbacks is not None:
+            return trial.progress.validated_step
+        return self.step(trial.key)
 
     def _finish_step(self, outcome: StepLoss | PassFailed, trial: Trial) -> Report | None:
         """Update a trial's weights, and do what is due after it; return the report this makes."""
@@ -158,6 +206,8 @@ class Engine:
         try:
             return act(trial)
         except Exception as error:
+            if is_out_of_memory(error):
+                return self._admission.give_up(trial, error)
             return trial.fail(describe(error))
 
     def _make_trial(self, key: int, options: LoraOptions, resume_from: Path | None) -> Trial:
@@ -198,7 +248,9 @@ class Engine:
     def _leave(self, key: int) -> None:
         del self._trials[key]
         self._resumed_at_end.discard(key)
+        self._begun.discard(key)
         self._weights.remove(key)
+        self._admission.leave(key)
 
     def _callbacks(
         self, options: LoraOptions, schedule: Schedule, parameters: Parameters

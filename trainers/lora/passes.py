@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from trainers.lora.data.dataset import Batch, Dataset
 from trainers.lora.data.encoding import IGNORE_INDEX
+from trainers.lora.memory import is_out_of_memory
 from trainers.lora.model.base_model import BaseModel
 from trainers.lora.model.neftune import noisy_embeddings
 from trainers.lora.model.weights import WeightPool
@@ -49,6 +50,16 @@ class PassFailed:
     message: str
 
 
+@dataclass(frozen=True)
+class PassOutOfMemory:
+    """A trial's pass ran out of memory though it had the device's passes for itself.
+
+    Its gradients are as before the step, which can be done again. ``message`` is one line.
+    """
+
+    message: str
+
+
 class Passes:
     """Runs trials through the base model, each with its own adapter."""
 
@@ -56,15 +67,22 @@ class Passes:
         self._base = base
         self._weights = weights
         self._dataset = dataset
+        self.num_tokens: list[int] = []
+        """Of each pass of the newest ``backward``, with padding."""
 
-    def backward(self, trials: Sequence[Trial]) -> list[StepLoss | PassFailed]:
+    def backward(self, trials: Sequence[Trial]) -> list[StepLoss | PassFailed | PassOutOfMemory]:
         """Leave in each trial's weights the gradient of its next step; return losses or errors."""
-        outcomes: list[StepLoss | PassFailed] = []
+        self.num_tokens.clear()
+        outcomes: list[StepLoss | PassFailed | PassOutOfMemory] = []
         for trial in trials:
             try:
                 outcomes.append(self._backward_one(trial))
             except Exception as error:  # becomes this trial's report; the others go on
-                outcomes.append(PassFailed(describe(error)))
+                if is_out_of_memory(error):
+                    trial.optimizer.zero_grad()
+                    outcomes.append(PassOutOfMemory(" ".join(str(error).split())))
+                else:
+                    outcomes.append(PassFailed(describe(error)))
         return outcomes
 
     def _backward_one(self, trial: Trial) -> StepLoss:
@@ -76,6 +94,7 @@ class Passes:
         self._base.model.train()
         loss = 0.0
         for index, batch in enumerate(batches):
+            self.num_tokens.append(batch.input_ids.numel())
             with self._random_stream(derive_seed(trial.options.seed, "dropout", step, index)):
                 with self._noise(trial, step, index):
                     logits_NV, targets_N = self._logits_at_targets(batch)

@@ -74,7 +74,7 @@ class AdapterPool:
                 self._start(trial, parameters, options)
             else:
                 self._load(trial, parameters, tensors, f"{saved}")
-        except ValueError:
+        except Exception:
             self.remove(trial)
             raise
         self._parameters[trial] = parameters
