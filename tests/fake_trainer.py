@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class FakeOptions(TrainerOptions):
     journal: str = ""
     diverge_above: float = 100.0
     fail_above: float = 100.0
-    kill_once: str = ""
+    kill_once: str = Field("", description="A file: there since a process with several was killed.")
     overfit: float = 0.0
     full_at: int = 0
     do_eval: bool = True
@@ -177,10 +178,14 @@ class FakeTrainer:
     def _step(self, number: int, trial: _Trial) -> Report | None:
         options = trial.options
         time.sleep(options.step_s)
+        if options.kill_once and not Path(options.kill_once).exists():
+            steps = [other.step for other in self._trials.values()]
+            if len(steps) > 1 and min(steps) >= 3:  # each has a checkpoint to go on from
+                Path(options.kill_once).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if trial.step >= 4:
+                return None  # waits for another to be killed with
         trial.step += 1
-        if options.kill_once and not Path(options.kill_once).exists() and trial.step == 3:
-            Path(options.kill_once).touch()
-            os._exit(1)
         trial.weight += (options.x - trial.weight) / 2
         self._note(trial, number, "step")
         loss = (trial.weight - 0.3) ** 2 + 1.0 / trial.step + options.overfit * trial.step
