@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpo.cluster.host import HostSetup
+from hpo.cluster.messages import HostSetup
 from hpo.cluster.slots import Node, nodes_of, num_slots, request
 from hpo.errors import StudyError, TrainerError
 from hpo.spec import AUTO

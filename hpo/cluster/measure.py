@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hpo.cluster.host import HostSetup
+from hpo.cluster.messages import HostSetup
 from hpo.cluster.slots import Node
 from hpo.errors import HpoError, TrainerError
 from hpo.lookup import find_trainer

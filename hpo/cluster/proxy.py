@@ -15,7 +15,8 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from hpo.cluster.host import HostSetup, ModelHost, Word
+from hpo.cluster.host import ModelHost
+from hpo.cluster.messages import HostSetup, Word
 
 POLL_S = 5.0
 MAX_HOSTS_LOST = 5

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from hpo.cluster.host import Word
+from hpo.cluster.messages import Word
 from hpo.cluster.proxy import WORD
 from hpo.errors import LeaseLostError
 from hpo.study import Study

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpo.checkpoints import CheckpointStore
-from hpo.cluster.host import HostSetup, ModelHost, Word
+from hpo.cluster.host import ModelHost
+from hpo.cluster.messages import HostSetup, Word
 from tests.fake_trainer import FakeTrainer
 from tests.integration.command import journal
 

@@ -11,7 +11,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from hpo.cluster.driver import NAMESPACE, Driver
-from hpo.cluster.host import HostSetup
+from hpo.cluster.messages import HostSetup
 from hpo.cluster.proxy import WORD, TrialProxy
 from hpo.errors import TrainerError
 from hpo.study import Claim, Study

@@ -67,12 +67,13 @@ class TestRoom:
         assert room.holds([Load(GIB * 64 // 100, 0)])  # 20 bytes each: 12.8 GiB
         assert not room.holds([Load(GIB * 65 // 100, 0)])
 
-    def test_the_very_first_pass_tells_nothing_as_it_sets_up_libraries(self) -> None:
+    def test_the_very_first_pass_shows_what_all_share_as_it_sets_up_libraries(self) -> None:
         room = Room(Pretended())
-        with room.of_passes([Load(0, 1)], [1]):
-            pass
+        load = Load(GIB // 8, 1)  # half a GiB of weights, as much of gradients
+        with room.of_passes([load], [1]):
+            room._memory.has = 14 * GIB
         assert not room.is_measured
-        assert room.holds([Load(0, 10**9)])
+        assert room.base_gib == 13
 
     def test_a_pass_that_raises_is_not_learned_from(self) -> None:
         room = measured()

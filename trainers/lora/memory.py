@@ -177,10 +177,13 @@ class Room:
         self._memory.forget_peak()
         yield
         peak = self._memory.peak()
-        self._num_passes += 1
-        if peak is None or not num_tokens or self._num_passes == 1:
-            return  # the very first one also sets up libraries
         gradients = sum(load.num_gradient_bytes for load in loads)
+        self._num_passes += 1
+        if self._num_passes == 1:  # sets up libraries, and reads weights that were only mapped
+            self._base = max(self._base, self._memory.in_use() - 2 * gradients)
+            return
+        if peak is None or not num_tokens:
+            return
         taken = (peak - resting - gradients) / max(num_tokens)
         self._bytes_per_token = max(self._bytes_per_token, taken)
 
