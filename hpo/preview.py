@@ -11,7 +11,7 @@ import optuna
 from hpo.errors import TrainerError
 from hpo.lookup import find_trainer
 from hpo.samplers import GRID
-from hpo.spec import StudySpec
+from hpo.spec import AUTO, StudySpec
 from search_spaces import SearchSpace, SpaceError
 from trainers.protocol import Trainer
 
@@ -40,6 +40,8 @@ def preview(spec: StudySpec, num_trials: int | None, *, load: bool) -> dict[str,
         trials = trials or len(space.grid_points())
     found["trials"] = trials or "give --trials"
     found["sampler, pruner"] = f"{spec.sampler.type}, {spec.pruner.type}"
+    if spec.resources.gpu == AUTO:
+        found["trials a device"] = "gpu: auto: measured when the run begins"
     if not load:
         return found
     try:

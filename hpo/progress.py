@@ -15,7 +15,7 @@ from hpo import trial_log
 from hpo.lookup import find_trainer, option_defaults
 from hpo.studies import TrialRecord, best_of
 from hpo.study import Claim, Study
-from hpo.tables import counted, shown, trials_table
+from hpo.tables import counted, in_words, shown, trials_table
 from hpo.trackers import chosen
 from hpo.trackers.outlet import FLUSH_S, Outlets
 from hpo.trackers.tracker import Ending
@@ -79,7 +79,7 @@ class RunProgress:
         if value is not None:
             text += f": {metric} {value:.4f}"
         if over:
-            text += f" -> {verdict}"
+            text += f" -> {in_words(verdict)}"
         if over and trial.message:
             text += f" ({trial.message.strip().splitlines()[-1]})"
         self._line(text)

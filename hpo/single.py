@@ -108,9 +108,10 @@ class _Run:
         trial_log.append(self.store.trial_folder(NUMBER), report, report.end or "goes on")
         known = {note for earlier in self.history for note in earlier.notes}
         _say_all(self.say, [f"note: {note}" for note in report.notes if note not in known])
-        if report.end in ("failed", "diverged"):
+        if report.end in ("failed", "diverged", "out_of_memory"):
             self._tell(report)
-            raise TrainerError(f"training {report.end} at step {report.step}: {report.message}")
+            end = "ran out of memory" if report.end == "out_of_memory" else report.end
+            raise TrainerError(f"training {end} at step {report.step}: {report.message}")
         self.history.append(replace(report, step_lines=(), samples=()))
         _save(self.store, self.trainer, self.history, is_validation=True)
         steps = self.store.steps(NUMBER)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from search_spaces import SearchSpace
 from search_spaces.problems import did_you_mean
 
 STUDY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+AUTO = "auto"
 DEFAULT_RUN_NAME = "{study}-{number}"
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "trackio", "all"]
@@ -92,24 +93,37 @@ class PrunerSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
+def gpu_share(value: object) -> object:
+    """Return `gpu:` as a number, or `auto`.
+
+    Raises:
+        ValueError: It is neither, or no share that can be given.
+    """
+    if value == AUTO:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("give a number of GPUs, as in 0.25, or auto")
+    if value > 1 and value != int(value):
+        raise ValueError("above 1 give a whole number of GPUs, as in 2")
+    if not value >= 0.01:
+        raise ValueError("at least 0.01, a hundred trials on one GPU")
+    return float(value)
+
+
 class ResourcesSpec(_Part):
     """What one trial gets."""
 
-    gpu: float = Field(
+    gpu: Annotated[
+        float | Literal["auto"],
+        BeforeValidator(
+            gpu_share, json_schema_input_type=Annotated[float, Field(ge=0.01)] | Literal["auto"]
+        ),
+    ] = Field(
         1.0,
-        gt=0,
-        description="GPUs per trial. 0.25: four trials share a GPU and its one base model. "
-        "Where the cluster has no GPU: the same share of a node's cores.",
+        description="GPUs per trial. 0.25: four trials share a GPU and its one base model. auto: as "
+        "many as fit, measured when the run begins, 8 at most. Where the cluster has no GPU: the "
+        "same share of a node's cores.",
     )
-
-    @field_validator("gpu")
-    @classmethod
-    def _whole_above_one(cls, value: float) -> float:
-        if value > 1 and value != int(value):
-            raise ValueError("above 1 give a whole number of GPUs, as in 2")
-        if value < 0.01:
-            raise ValueError("at least 0.01, a hundred trials on one GPU")
-        return value
 
 
 class BudgetSpec(_Part):

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from hpo.errors import SpecError
 from hpo.lookup import option_defaults
 from hpo.samplers import GRID, build_sampler
-from hpo.spec import BudgetSpec, PrunerSpec, ResourcesSpec, SamplerSpec
+from hpo.spec import AUTO, BudgetSpec, PrunerSpec, ResourcesSpec, SamplerSpec
 from hpo.verdicts import Never, build_judge
 from search_spaces import SearchSpace, SpaceError
 from search_spaces.problems import Problem, did_you_mean
@@ -93,10 +93,11 @@ def metric_problems(
         if reason is not None and pruner is not None and pruner.type != "none":
             yield Problem(("pruner",), f"{pruner.type} cannot prune these trials: {reason}")
         reason = checked.sharing_problem()
-        if reason is not None and resources is not None and resources.gpu < 1:
+        gpu = AUTO if resources is None else resources.gpu
+        if reason is not None and not isinstance(gpu, str) and gpu < 1:  # auto: alone, then
             yield Problem(
                 ("resources",),
-                f"gpu: {resources.gpu:g} puts several trials on one base model, and {reason}: set "
+                f"gpu: {gpu:g} puts several trials on one base model, and {reason}: set "
                 f"'resources: {{gpu: 1}}'.",
             )
 

@@ -34,8 +34,10 @@ from hpo.proposals import SAMPLER_STATE, Proposal, Proposer
 from hpo.result import write_best
 from hpo.studies import (
     CONFIG,
+    CONSTRAINTS,
     DIGEST,
     END,
+    INFEASIBLE,
     REPORT,
     StudyRecord,
     TrialRecord,
@@ -59,6 +61,7 @@ STATE_OF_END = {
     "stopped_early": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "diverged": TrialState.PRUNED,
+    "out_of_memory": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
 
@@ -219,6 +222,10 @@ class Study:
         reports that only the checkpoint has, oldest first.
         """
         self.store.sweep(number, LEFTOVER_AGE_S)
+        end = self._mirror.trials[number].system_attrs.get(END) or {}
+        if end.get("reason") == "out_of_memory":  # killed before the rest of it was told
+            self._end(number, "out_of_memory", end["message"], end["notes"])
+            return True
         checkpoint = self.store.newest(number)
         reports = self.store.reports(number, checkpoint) if checkpoint else []
         history = {report.validation: report for report in reports}
@@ -338,13 +345,15 @@ class Study:
         if state is TrialState.COMPLETE and best is None:
             state, reason = TrialState.FAIL, "failed"
             message = f"the trial ended without one validation of {self.spec.metric!r}."
-        values = _told_values(trial, state, best)
+        values = None if reason == "out_of_memory" else _told_values(trial, state, best)
 
         def write() -> None:
             with self._leases.held(trial_id, self._claims[number].epoch):
                 end = {"reason": reason, "message": message, "notes": list(notes)}
                 try:
                     self._storage.set_trial_system_attr(trial_id, END, end)
+                    if reason == "out_of_memory":
+                        self._storage.set_trial_system_attr(trial_id, CONSTRAINTS, INFEASIBLE)
                     self._storage.set_trial_user_attr(trial_id, "ended", reason)
                     if message:
                         self._storage.set_trial_user_attr(trial_id, "message", message[:2000])

@@ -102,6 +102,11 @@ def shown(value: object) -> str:
     return str(value)
 
 
+def in_words(reason: str) -> str:
+    """Return why a trial ended as people say it."""
+    return reason.replace("_", " ")
+
+
 def as_json(trial: TrialRecord) -> dict[str, object]:
     """Return a trial as programs read it."""
     return {
@@ -143,5 +148,7 @@ def _is_tied(kind: object) -> bool:
 
 
 def _state(trial: TrialRecord) -> str:
-    told_by_state = {"finished", "pruned", "failed", None}
-    return trial.state if trial.reason in told_by_state else f"{trial.state} ({trial.reason})"
+    told_by_state = {"finished", "pruned", "failed"}
+    if trial.reason is None or trial.reason in told_by_state:
+        return trial.state
+    return f"{trial.state} ({in_words(trial.reason)})"

@@ -93,7 +93,9 @@ class Asha:
         peers = [
             other.intermediate_values[validation]
             for other in self._peers(study, trial)
-            if validation in other.intermediate_values and other.number != trial.number
+            if validation in other.intermediate_values
+            and other.number != trial.number
+            and not is_infeasible(other)
         ]
         minimize = study.direction is optuna.study.StudyDirection.MINIMIZE
         num_better = sum(peer < own if minimize else peer > own for peer in peers)
@@ -189,6 +191,11 @@ OURS: Mapping[str, type[Asha] | type[Hyperband] | type[Never]] = {
     "hyperband": Hyperband,
     "none": Never,
 }
+
+
+def is_infeasible(trial: FrozenTrial) -> bool:
+    """Return whether a trial was told with a constraint that it breaks: it competes with nobody."""
+    return any(value > 0 for value in trial.constraints.values())
 
 
 def build_judge(spec: PrunerSpec, num_validations: int | None = None) -> Judge:

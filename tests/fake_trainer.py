@@ -6,15 +6,24 @@ import errno
 import json
 import math
 import os
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from trainers.protocol import ADAPTER_FOLDER, STATE_FOLDER, Plan, Report, TrainerOptions
+from trainers.protocol import (
+    ADAPTER_FOLDER,
+    STATE_FOLDER,
+    Capacity,
+    EndReason,
+    Plan,
+    Report,
+    TrainerOptions,
+)
 
 
 class FakeOptions(TrainerOptions):
@@ -30,7 +39,7 @@ class FakeOptions(TrainerOptions):
     journal: str = ""
     diverge_above: float = 100.0
     fail_above: float = 100.0
-    kill_once: str = ""
+    kill_once: str = Field("", description="A file: there since a process with several was killed.")
     overfit: float = 0.0
     full_at: int = 0
     do_eval: bool = True
@@ -39,8 +48,13 @@ class FakeOptions(TrainerOptions):
     greater_is_better: bool | None = None
     note: str = ""
     answers: bool = False
+    memory: float = math.inf
+    size: float = 1.0
+    hidden_size: float = Field(0.0, description="Memory that only shows when it is trained.")
+    hidden_until: int = Field(0, description="Steps that it is trained without showing it.")
+    alone: bool = False
 
-    shared: ClassVar[frozenset[str]] = frozenset({"base", "journal"})
+    shared: ClassVar[frozenset[str]] = frozenset({"base", "journal", "memory"})
     paths: ClassVar[frozenset[str]] = frozenset({"journal"})
     aliases: ClassVar[Mapping[str, str]] = {"ex": "x"}
     budget: ClassVar[frozenset[str]] = frozenset({"max_steps", "eval_steps"})
@@ -55,6 +69,9 @@ class FakeOptions(TrainerOptions):
 
     def pruning_problem(self) -> str | None:
         return None if self.do_eval else "do_eval: false leaves nothing to compare."
+
+    def sharing_problem(self) -> str | None:
+        return "alone: true wants its base for itself" if self.alone else None
 
     @classmethod
     def for_metric(
@@ -81,6 +98,11 @@ class _Trial:
     noted: bool = False
     lines: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def size(self) -> float:
+        shows = self.step >= self.options.hidden_until
+        return self.options.size + (self.options.hidden_size if shows else 0.0)
+
 
 class FakeTrainer:
     """Each step moves a weight towards x; the loss is a function of weight and step alone."""
@@ -91,6 +113,8 @@ class FakeTrainer:
         if fixed.get("base") == "missing":
             raise ValueError("the model 'missing' cannot be loaded: no such folder. Give another.")
         self.device = device
+        self._memory = FakeOptions.model_validate(dict(fixed)).memory
+        self._full_at: int | None = None
         self._trials: dict[int, _Trial] = {}
 
     def plan(self, options: Mapping[str, object]) -> Plan:
@@ -109,8 +133,24 @@ class FakeTrainer:
         self._trials[trial] = state
         self._note(state, trial, "add")
 
+    def fits(self, options: Mapping[str, object]) -> bool:
+        if not self._trials:
+            return True
+        if self._full_at is not None and len(self._trials) + 1 >= self._full_at:
+            return False
+        known = sum(trial.options.size for trial in self._trials.values())
+        return known + FakeOptions.model_validate(options).size <= self._memory
+
+    def capacity(self, configs: Sequence[Mapping[str, object]]) -> Capacity:
+        if self._trials:
+            raise ValueError("trials are present")
+        sizes = [FakeOptions.model_validate(config).size for config in configs]
+        largest = max((size for size in sizes if size <= self._memory), default=self._memory)
+        count = 64 if self._memory == math.inf else int(self._memory / largest)
+        return Capacity(count, 0.0, largest, self._memory)
+
     def advance(self) -> list[Report]:
-        reports = []
+        reports = self._make_room()
         for number, trial in self._trials.items():
             if not trial.ended:
                 report = self._step(number, trial)
@@ -119,13 +159,33 @@ class FakeTrainer:
                     reports.append(report)
         return reports
 
+    def _make_room(self) -> list[Report]:
+        """End what does not fit: the youngest, who is displaced, or the only one."""
+        reports = []
+        while True:
+            live = {n: trial for n, trial in self._trials.items() if not trial.ended}
+            used = sum(trial.size for trial in live.values())
+            if used <= self._memory or not live:
+                return reports
+            self._full_at = len(live)
+            number, youngest = list(live.items())[-1]
+            youngest.ended = True
+            end: EndReason = "displaced" if len(live) > 1 else "out_of_memory"
+            said = f"out of memory: {used:g} of {self._memory:g}"
+            step = youngest.step
+            reports.append(Report(number, youngest.validations, step, end=end, message=said))
+
     def _step(self, number: int, trial: _Trial) -> Report | None:
         options = trial.options
         time.sleep(options.step_s)
+        if options.kill_once and not Path(options.kill_once).exists():
+            steps = [other.step for other in self._trials.values()]
+            if len(steps) > 1 and min(steps) >= 3:  # each has a checkpoint to go on from
+                Path(options.kill_once).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if trial.step >= 4:
+                return None  # waits for another to be killed with
         trial.step += 1
-        if options.kill_once and not Path(options.kill_once).exists() and trial.step == 3:
-            Path(options.kill_once).touch()
-            os._exit(1)
         trial.weight += (options.x - trial.weight) / 2
         self._note(trial, number, "step")
         loss = (trial.weight - 0.3) ** 2 + 1.0 / trial.step + options.overfit * trial.step
@@ -163,6 +223,8 @@ class FakeTrainer:
 
     def remove(self, trial: int) -> None:
         del self._trials[trial]
+        if not self._trials:
+            self._full_at = None
 
     def save(self, trial: int, folder: Path) -> None:
         state = self._trials[trial]

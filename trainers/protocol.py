@@ -121,7 +121,24 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-EndReason = Literal["finished", "stopped_early", "diverged", "failed"]
+@dataclass(frozen=True)
+class Capacity:
+    """How many trials a device holds at once, and why.
+
+    Attributes:
+        num_trials: At least 1.
+        base_gib: What the base model takes, with all that is loaded beside it; None if unknown.
+        trial_gib: What the costliest trial takes beside it.
+        total_gib: What the device has.
+    """
+
+    num_trials: int
+    base_gib: float | None = None
+    trial_gib: float | None = None
+    total_gib: float | None = None
+
+
+EndReason = Literal["finished", "stopped_early", "diverged", "failed", "out_of_memory", "displaced"]
 
 
 @dataclass(frozen=True)
@@ -138,8 +155,12 @@ class Report:
         notes: What the user should know of this trial's data and model: rows left out, examples cut
             off. On its first report after it was added.
         end: None while the trial goes on. ``finished``: the budget is used up; ``stopped_early``: by
-            the trial's own patience; ``diverged``: NaN or an exploding loss; ``failed``: an error.
-        message: Why it diverged or failed, in one line; with the traceback below for ``failed``.
+            the trial's own patience; ``diverged``: NaN or an exploding loss; ``failed``: an error;
+            ``out_of_memory``: it does not fit on the device even alone; ``displaced``: it makes room
+            for the others and nothing is wrong with it. Its driver saves it if ``step`` is further
+            than its newest checkpoint, removes it, and may add it again when others have left.
+        message: Why it diverged, failed or found no room, in one line; with the traceback below for
+            ``failed``.
     """
 
     trial: int
@@ -192,6 +213,28 @@ class Trainer(Protocol):
 
         Raises:
             ValueError: The options are not valid, or the saved folder belongs to other options.
+            MemoryError: There is no room for it. It is not present, and the others are as before.
+        """
+        ...
+
+    def fits(self, options: Mapping[str, object]) -> bool:
+        """Return whether a trial with these options fits beside those present.
+
+        As far as measured: True where nothing is known or nobody is present. After the trainer was out
+        of memory the same trials do not fit again until somebody has left.
+        """
+        ...
+
+    def capacity(self, configs: Sequence[Mapping[str, object]]) -> Capacity:
+        """Return how many trials like these fit on the device at once.
+
+        Trains a step or two of the costliest of them to find out.
+
+        Args:
+            configs: Whole configs, at least one.
+
+        Raises:
+            ValueError: A trial is present, or no trial with these options can be made.
         """
         ...
 
@@ -201,7 +244,9 @@ class Trainer(Protocol):
         A pass is an optimizer step, or one of its batches where a trial accumulates gradients. A
         trial validates inside this call when its step is due. One whose report has an ``end`` is
         not stepped again, and stays until it is removed, so that it can be saved. An error in one
-        trial becomes its report; the others go on.
+        trial becomes its report; the others go on. Where the trials do not fit, the youngest of
+        them is displaced, and the others lose nothing. No trial makes two reports in one call,
+        unless the second says that it is displaced.
         """
         ...
 

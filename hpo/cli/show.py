@@ -19,6 +19,7 @@ from hpo.tables import (
     MAX_ROWS,
     as_json,
     counted,
+    in_words,
     samples_table,
     shown,
     studies_table,
@@ -52,9 +53,10 @@ def status(
     limit = len(trials) if all_ else MAX_ROWS
     stdout.print(trials_table(trials, record.spec, best, title, limit))
     for trial in trials:
-        if trial.message:
+        if trial.message and trial.reason:
+            last_line = trial.message.strip().splitlines()[-1]
             stdout.print(
-                f"trial {trial.number} {trial.reason}: {trial.message.strip().splitlines()[-1]}",
+                f"trial {trial.number} {in_words(trial.reason)}: {last_line}",
                 markup=False,
                 soft_wrap=True,
             )
@@ -67,8 +69,11 @@ def best(study: StudyArgument, storage: StorageOption = None, json: JsonOption =
     record = find_target(study, storage).open()
     found = record.best()
     if found is None:
+        full = sum(trial.reason == "out_of_memory" for trial in record.trials())
+        why = f" {full} of its trials fitted on no device (out of memory)." if full else ""
         raise StudyError(
-            f"the study {record.name!r} has no completed trial yet. See: hpo status {record.name}"
+            f"the study {record.name!r} has no completed trial yet.{why} See: hpo status "
+            f"{record.name}"
         )
     folder = Path(record.spec.output_dir) / record.name / "best"
     if json:

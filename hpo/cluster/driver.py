@@ -20,8 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hpo.cluster.messages import HostSetup
 from hpo.cluster.slots import Node, nodes_of, num_slots, request
 from hpo.errors import StudyError, TrainerError
+from hpo.spec import AUTO
 from hpo.study import Claim, Study
 from trainers.protocol import Report
 
@@ -94,6 +96,8 @@ class Driver:
         self._poll_at = 0.0
         self._slots_at = 0.0
         self._slots = 0
+        gpu = study.spec.resources.gpu
+        self._gpu = 1.0 if isinstance(gpu, str) else gpu
         hours = study.spec.budget.hours
         self._ends_at = None if hours is None else time.monotonic() + hours * 3600
 
@@ -106,13 +110,18 @@ class Driver:
         """
         # Ray prints what it has to say of its nodes on stdout, which is for data.
         # Ray takes SIGTERM for itself when it starts, so ours are set behind it.
+        exhausted = None
         with contextlib.redirect_stdout(sys.stderr), self._cluster(), self._signals_caught():
-            searcher = self._tune()
+            self._check_holds_a_trial()
+            if self._study.spec.resources.gpu == AUTO:
+                self._gpu = self._measured_share()
+            if self._ending is None:
+                exhausted = self._tune().exhausted
         if self._fatal is not None:
             raise TrainerError(self._fatal)
         if self._ending is not None:
             return Outcome(self._signals > 0, True, self._ending)
-        return Outcome(False, False, searcher.exhausted or "done")
+        return Outcome(False, False, exhausted or "done")
 
     # The cluster
 
@@ -180,9 +189,34 @@ class Driver:
         """Return the places of the cluster as it is now; nodes come and go."""
         if time.monotonic() >= self._slots_at:
             self._slots_at = time.monotonic() + 1.0
-            self._slots = num_slots(self._nodes(), self._study.spec.resources.gpu)
+            self._slots = num_slots(self._nodes(), self._gpu)
         limit = self._study.spec.max_concurrent
         return self._slots if limit is None else min(self._slots, limit)
+
+    def _check_holds_a_trial(self) -> None:
+        nodes = self._nodes()
+        if num_slots(nodes, self._gpu) == 0 and self._study.spec.ray_address is None:
+            raise StudyError(
+                f"a trial needs {self._gpu:g} GPUs and this machine has "
+                f"{sum(node.gpus for node in nodes):g}. Set 'resources: {{gpu: ...}}' to less, or "
+                f"'ray_address:' to a cluster that has more."
+            )
+
+    def _measured_share(self) -> float:
+        from hpo.cluster.measure import find_share
+
+        spec, say = self._study.spec, self._progress.noted
+        return find_share(spec, self._setup(), self._nodes(), say, self._is_ending)
+
+    def _setup(self) -> HostSetup:
+        spec = self._study.spec
+        return HostSetup(
+            trainer=spec.trainer,
+            fixed=spec.fixed,
+            store=str(self._study.store.root),
+            patience_s=max(spec.lease_s, 15.0),
+            import_path=(os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)),
+        )
 
     # Tune
 
@@ -196,20 +230,18 @@ class Driver:
 
         spec = self._study.spec
         nodes = self._nodes()
-        if self._num_slots() == 0 and spec.ray_address is None:
-            raise StudyError(
-                f"a trial needs {spec.resources.gpu:g} GPUs and this machine has "
-                f"{sum(node.gpus for node in nodes):g}. Set 'resources: {{gpu: ...}}' to less, or "
-                f"'ray_address:' to a cluster that has more."
-            )
         searcher = StudySearcher(self._study, self._num_slots, self._tune_config, self._is_ending)
         scheduler = StudyScheduler(
-            self._study, self._progress.reported, self._dismiss, self._on_fatal
+            self._study,
+            self._progress.reported,
+            self._dismiss,
+            self._on_fatal,
+            self._progress.noted,
         )
         scratch = tempfile.mkdtemp(prefix="hpo-tune-")
         try:
             tune.Tuner(
-                tune.with_resources(TrialProxy, request(nodes, spec.resources.gpu)),
+                tune.with_resources(TrialProxy, request(nodes, self._gpu)),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=scheduler,
@@ -236,21 +268,11 @@ class Driver:
         return searcher
 
     def _tune_config(self, claim: Claim) -> dict[str, Any]:
-        from hpo.cluster.host import HostSetup
-
         self._progress.began(claim)
-        spec = self._study.spec
-        setup = HostSetup(
-            trainer=spec.trainer,
-            fixed=spec.fixed,
-            store=str(self._study.store.root),
-            patience_s=max(spec.lease_s, 15.0),
-            import_path=(os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)),
-        )
         return {
             "number": claim.number,
             "config": claim.config,
-            "setup": setup,
+            "setup": self._setup(),
             "run_id": self._run_id,
         }
 

@@ -2,12 +2,12 @@
 
 A Ray actor, found by name or made by the first proxy that Ray places on the device. It trains in a
 thread of its own; its methods only pass messages. Knows nothing of the study: it is told what to
-train, writes each checkpoint before its report leaves, and goes away when nobody calls.
+train, writes each checkpoint before its report leaves, and goes away when nobody calls. A trial that
+does not fit beside those on the device waits here until one has left.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
@@ -19,49 +19,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpo.checkpoints import CheckpointStore
+from hpo.cluster.messages import HostSetup, Word
 from hpo.errors import HpoError
 from hpo.lookup import find_trainer
-from trainers.protocol import Report, Trainer
-
-
-@dataclass(frozen=True)
-class HostSetup:
-    """What a host is made of; the same for all hosts of a driver.
-
-    Attributes:
-        trainer: Name or dotted path.
-        fixed: Options that all trials share.
-        store: Root of the study's checkpoints.
-        patience_s: A host that nobody has called for so long ends itself.
-        import_path: Folders where the driver finds modules of the user's own.
-    """
-
-    trainer: str
-    fixed: Mapping[str, object]
-    store: str
-    patience_s: float
-    import_path: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Word:
-    """What a host says of one trial: a report, that it is paused, or why it cannot train at all.
-
-    Attributes:
-        report: A validation or an end.
-        paused: It is saved and not trained any more; nothing of it is lost.
-        fatal: No trial can be trained here: the model or the data is wrong, or the disk is full.
-    """
-
-    report: Report | None = None
-    paused: bool = False
-    fatal: str | None = None
+from trainers.protocol import EndReason, Report, Trainer
 
 
 @dataclass
 class _Seat:
-    """One trial on this host."""
+    """One trial on this host.
 
+    Attributes:
+        key: Of this stay; a trial that comes again gets another.
+        config: The trainer's whole config.
+        history: Its validations so far.
+        words: Not heard yet.
+        steps_seen: Of its newest report or checkpoint.
+        joined: The trainer has it.
+        ended: It has said its last word.
+    """
+
+    key: int
     config: Mapping[str, object]
     history: list[Report] = field(default_factory=list)
     words: deque[Word] = field(default_factory=deque)
@@ -78,8 +56,11 @@ class ModelHost:
         self._device = device
         self._store = CheckpointStore(Path(setup.store))
         self._seats: dict[int, _Seat] = {}
+        self._waiting: deque[tuple[int, _Seat, Path | None]] = deque()
+        self._present: set[int] = set()  # on the trainer; the training thread alone changes it
         self._requests: deque[Callable[[Trainer], None]] = deque()
         self._changed = threading.Condition()
+        self._num_joins = 0
         self._fatal: str | None = None
         self._pausing = False
         self._called_at = time.monotonic()
@@ -88,17 +69,23 @@ class ModelHost:
 
     # Called by proxies and the driver
 
-    def join(self, number: int, config: Mapping[str, object]) -> None:
+    def join(self, number: int, config: Mapping[str, object]) -> int:
         """Let a trial join at the next step, from its newest checkpoint or from its beginning.
 
-        One that is here already is begun again: its proxy died, maybe with a report in its hands.
+        One that is here already is begun again: its proxy died, maybe with a report in its hands. One
+        that does not fit beside the others waits until it does.
+
+        Returns:
+            What to leave with.
         """
-        self.leave(number)
         with self._changed:
-            seat = _Seat(config)
+            self.leave(number)
+            self._num_joins += 1
+            seat = _Seat(self._num_joins, config)
             self._seats[number] = seat
-            self._requests.append(lambda trainer: self._add(trainer, number, seat))
+            self._requests.append(lambda trainer: self._add(number, seat))
             self._changed.notify_all()
+            return seat.key
 
     def next_word(self, number: int, timeout_s: float) -> Word | None:
         """Wait for a trial's next report; None if there is none yet."""
@@ -115,11 +102,18 @@ class ModelHost:
                     return None
                 self._changed.wait(min(1.0, deadline - self._called_at))
 
-    def leave(self, number: int) -> None:
-        """Let a trial leave at the next step. One that is not here is no error."""
+    def leave(self, number: int, key: int | None = None) -> None:
+        """Let a trial leave at the next step. One that is not here is no error.
+
+        Args:
+            number: Of the trial.
+            key: From ``join``: it stays if it has come again since, by another proxy.
+        """
         with self._changed:
             self._called_at = time.monotonic()
-            if self._seats.pop(number, None) is not None:
+            seat = self._seats.get(number)
+            if seat is not None and key in (None, seat.key):
+                del self._seats[number]
                 self._requests.append(lambda trainer: self._remove(trainer, number))
                 self._changed.notify_all()
 
@@ -152,20 +146,20 @@ class ModelHost:
         """Carry out what was asked, and wait while there is nothing to train."""
         while True:
             with self._changed:
-                if not self._requests:
-                    if self._seats and not self._pausing and self._live():
-                        return
-                    self._changed.wait()
+                request = self._requests.popleft() if self._requests else None
+            if request is not None:
+                request(trainer)
+                continue
+            self._admit(trainer)
+            with self._changed:
+                if self._requests:
                     continue
-                request = self._requests.popleft()
-            request(trainer)
+                if self._present and not self._pausing:
+                    return
+                self._changed.wait()
 
-    def _live(self) -> bool:
-        """Return whether any trial has steps left to do."""
-        return any(not seat.ended for seat in self._seats.values())
-
-    def _add(self, trainer: Trainer, number: int, seat: _Seat) -> None:
-        """Begin a trial, or go on from its newest checkpoint.
+    def _add(self, number: int, seat: _Seat) -> None:
+        """Let a trial wait for room, to begin or to go on from its newest checkpoint.
 
         Its reports so far are said again: the last one may not have reached the database.
         """
@@ -180,18 +174,37 @@ class ModelHost:
         if self._pausing:
             self._say(number, Word(paused=True))
             return
+        self._waiting.append((number, seat, checkpoint.folder if checkpoint else None))
+
+    def _admit(self, trainer: Trainer) -> None:
+        """Let the trials that wait join, first come first served, as long as they fit."""
+        while self._waiting:
+            number, seat, saved = self._waiting[0]
+            has_left = self._seats.get(number) is not seat
+            if not has_left and not self._let_in(trainer, number, seat, saved):
+                return
+            self._waiting.popleft()
+
+    def _let_in(self, trainer: Trainer, number: int, seat: _Seat, saved: Path | None) -> bool:
+        """Add a trial if it fits; return False if it has to wait. Alone it never waits."""
         try:
-            trainer.add(number, seat.config, checkpoint.folder if checkpoint else None)
+            if self._present and not trainer.fits(seat.config):
+                return False
+            trainer.add(number, seat.config, saved)
+            self._present.add(number)
             seat.joined = True
+        except MemoryError as error:
+            if self._present:
+                return False
+            self._say_end(number, seat, "out_of_memory", str(error))
         except Exception as error:
             reason = str(error) if isinstance(error, ValueError) else traceback.format_exc()
-            failure = Report(
-                number, len(seat.history), seat.steps_seen, end="failed", message=reason
-            )
-            self._say(number, Word(report=failure))
+            self._say_end(number, seat, "failed", reason)
+        return True
 
     def _remove(self, trainer: Trainer, number: int) -> None:
-        with contextlib.suppress(KeyError):  # one that never began, or failed to
+        if number in self._present:  # else it never began, or has ended
+            self._present.remove(number)
             trainer.remove(number)
 
     def _advance(self, trainer: Trainer) -> None:
@@ -199,21 +212,37 @@ class ModelHost:
             seat = self._seats.get(report.trial)
             if seat is None or not seat.joined:
                 continue  # it left, or begins again, while this step was made
+            if report.end == "displaced":
+                self._displace(trainer, report, seat)
+                continue
             if report.metrics:
                 seat.history.append(report)
                 self._save(trainer, report.trial, seat, report.step, is_validation=True)
             seat.steps_seen = report.step
+            if report.end is not None:  # its memory is for others, whenever its proxy hears of it
+                self._remove(trainer, report.trial)
+                seat.joined = False
             self._say(report.trial, Word(report=report))
+
+    def _displace(self, trainer: Trainer, report: Report, seat: _Seat) -> None:
+        """Save a trial that makes room, and hand it back to whoever has room for it."""
+        number = report.trial
+        if report.step > seat.steps_seen:
+            self._save(trainer, number, seat, report.step, is_validation=False)
+        self._remove(trainer, number)
+        seat.joined = False
+        self._say(number, Word(paused=True, reason=report.message or "it makes room for others"))
 
     def _save_all(self, trainer: Trainer) -> None:
         for number, seat in list(self._seats.items()):
-            if not seat.joined:  # it asked to join after this request; its joining will say so
-                continue
-            if not seat.ended:
+            if seat.joined:
                 step = trainer.step(number)
                 if step > seat.steps_seen:
                     self._save(trainer, number, seat, step, is_validation=False)
+            elif not any(waiting is seat for _, waiting, _ in self._waiting):
+                continue  # it has ended, or asked to join after this request and will be told then
             self._say(number, Word(paused=True))
+        self._waiting.clear()
 
     def _save(
         self, trainer: Trainer, number: int, seat: _Seat, step: int, *, is_validation: bool
@@ -221,6 +250,10 @@ class ModelHost:
         self._store.write(
             number, step, seat.history, is_validation, lambda folder: trainer.save(number, folder)
         )
+
+    def _say_end(self, number: int, seat: _Seat, end: EndReason, message: str) -> None:
+        said = Report(number, len(seat.history), seat.steps_seen, end=end, message=message)
+        self._say(number, Word(report=said))
 
     def _say(self, number: int, word: Word) -> None:
         with self._changed:

@@ -15,7 +15,8 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from hpo.cluster.host import HostSetup, ModelHost, Word
+from hpo.cluster.host import ModelHost
+from hpo.cluster.messages import HostSetup, Word
 
 POLL_S = 5.0
 MAX_HOSTS_LOST = 5
@@ -40,6 +41,7 @@ class TrialProxy(tune.Trainable):
     """
 
     _host: Any = None
+    _key: int | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial; the first step joins the host of this device."""
@@ -107,12 +109,12 @@ class TrialProxy(tune.Trainable):
             )
             .remote(self._setup, "auto")
         )
-        ray.get(self._host.join.remote(self._number, self._trial_config))
+        self._key = ray.get(self._host.join.remote(self._number, self._trial_config))
 
     def _leave(self) -> None:
         if self._host is None:
             return
         try:
-            ray.get(self._host.leave.remote(self._number))
+            ray.get(self._host.leave.remote(self._number, self._key))
         except RayActorError:  # a host that is gone holds no trial
             return

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from hpo.cluster.host import Word
+from hpo.cluster.messages import Word
 from hpo.cluster.proxy import WORD
 from hpo.errors import LeaseLostError
 from hpo.study import Study
@@ -27,6 +27,7 @@ class StudyScheduler(FIFOScheduler):
         on_report: Callable[[int, Report, bool], None],
         on_stop: Callable[[int], None],
         on_fatal: Callable[[str], None],
+        on_note: Callable[[str], None],
     ) -> None:
         """Wire a study to Tune.
 
@@ -35,12 +36,14 @@ class StudyScheduler(FIFOScheduler):
             on_report: Told of each report when it is stored, and whether the trial is over.
             on_stop: Told of each trial that this driver trains no further.
             on_fatal: Told why no trial can be trained at all.
+            on_note: Told what the user should know, in one line.
         """
         super().__init__()
         self._study = study
         self._on_report = on_report
         self._on_stop = on_stop
         self._on_fatal = on_fatal
+        self._on_note = on_note
         self.error: Exception | None = None
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -56,7 +59,8 @@ class StudyScheduler(FIFOScheduler):
             raise
         if not stop:
             return str(TrialScheduler.CONTINUE)
-        self._on_stop(number)
+        if not result[WORD].paused:  # its host has let it go, and it may be on the way back there
+            self._on_stop(number)
         return str(TrialScheduler.STOP)
 
     def _hear(self, number: int, word: Word) -> bool:
@@ -69,6 +73,8 @@ class StudyScheduler(FIFOScheduler):
             return True
         if word.paused or word.report is None:
             self._study.release(number)
+            if word.reason is not None:
+                self._on_note(f"trial {number} makes room and goes on later: {word.reason}")
             return True
         is_news = not self._study.knows(number, word.report)
         stop = self._study.report(number, word.report)

@@ -38,7 +38,7 @@ OUTLIER = 3.0
 STYLES: Mapping[str, Mapping[str, Any]] = {
     "complete": {"color": GREY, "marker": "o"},
     "pruned": {"color": ORANGE, "marker": "x"},
-    "failed or diverged": {"color": RED, "marker": "v"},
+    "failed, diverged, out of memory": {"color": RED, "marker": "v"},
     "running": {"color": GREY, "marker": ">"},
 }
 
@@ -177,8 +177,8 @@ def _curve(trial: TrialRecord, metric: str) -> list[tuple[int, float]]:
 
 
 def _kind(trial: TrialRecord) -> str:
-    if trial.state == "FAIL" or trial.reason == "diverged":
-        return "failed or diverged"
+    if trial.state == "FAIL" or trial.reason in ("diverged", "out_of_memory"):
+        return "failed, diverged, out of memory"
     return {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state, "running")
 
 

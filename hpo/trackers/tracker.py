@@ -47,8 +47,8 @@ class Ending:
 
     Attributes:
         state: COMPLETE, PRUNED or FAIL.
-        reason: finished, stopped_early, pruned, diverged, failed.
-        message: Why it diverged or failed.
+        reason: finished, stopped_early, pruned, diverged, out_of_memory, failed.
+        message: Why it diverged, failed or found no room.
         best: Value of the study's metric at the best validation.
     """
 

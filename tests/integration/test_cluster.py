@@ -11,8 +11,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from hpo.cluster.driver import NAMESPACE, Driver
-from hpo.cluster.host import HostSetup
+from hpo.cluster.messages import HostSetup
 from hpo.cluster.proxy import WORD, TrialProxy
+from hpo.errors import TrainerError
 from hpo.study import Claim, Study
 from tests.integration.command import ROOT, hpo, journal, write_study
 from tests.one_worker import make_spec, sqlite, start
@@ -48,6 +49,16 @@ class Silent:
     def tick(self) -> None: ...
 
 
+class Listening(Silent):
+    """Keeps what the user is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def noted(self, message: str) -> None:
+        self.notes.append(message)
+
+
 def test_every_gpu_of_every_node_has_one_host_that_trains_its_share(
     tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -78,6 +89,70 @@ def most_at_once(lines: list[dict[str, object]]) -> int:
                     del present[line["trial"]]
                 most = max(most, len(present))
     return most
+
+
+def test_trials_that_do_not_fit_make_room_wait_or_are_told_so(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    fixed = {"memory": 3.0, "max_steps": 12, "step_s": 0.02, "hidden_until": 4}
+    spec = make_spec(
+        tmp_path,
+        fixed={**fixed, "journal": str(tmp_path / "journal.jsonl")},
+        space={"hidden_size": [0.0, 1.0, 3.0], "y": {"type": "int", "low": 1, "high": 100}},
+        enqueue=[
+            {"hidden_size": size, "y": number} for number, size in enumerate([0.0, 1.0, 3.0] * 5, 1)
+        ],
+        resources={"gpu": 0.2},
+        pruner={"type": "none"},
+    )
+    record = start(spec, sqlite(tmp_path))
+    study = Study(record, 15)
+    listening = Listening()
+    assert not Driver(study, listening).run().early
+    study.close()
+    for trial in record.trials():
+        if trial.params["hidden_size"] == 3.0:
+            assert (trial.state, trial.reason) == ("PRUNED", "out_of_memory")
+        else:
+            assert trial.state == "COMPLETE"
+            assert [said["step"] for said in trial.reports.values()] == list(range(1, 13))
+    assert any("makes room and goes on later: out of memory: " in note for note in listening.notes)
+    steps: dict[object, list[object]] = {}
+    for line in journal(tmp_path):
+        if line["what"] == "step":
+            steps.setdefault(line["trial"], []).append(line["step"])
+    assert all(made == list(range(1, len(made) + 1)) for made in steps.values()), "none twice"
+
+
+def test_auto_gives_each_trial_the_share_that_was_measured(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    fixed = {"memory": 7.0, "max_steps": 20, "step_s": 0.1}
+    spec = make_spec(
+        tmp_path,
+        fixed={**fixed, "journal": str(tmp_path / "journal.jsonl")},
+        space={"size": {"type": "float", "low": 1.0, "high": 2.0}},
+        resources={"gpu": "auto"},
+        pruner={"type": "none"},
+    )
+    record = start(spec, sqlite(tmp_path))
+    study = Study(record, 9)
+    listening = Listening()
+    assert not Driver(study, listening).run().early
+    study.close()
+    assert any("gpu: auto: 3 trials share a GPU" in note for note in listening.notes)
+    assert {t.state for t in record.trials()} == {"COMPLETE"}
+    assert most_at_once(journal(tmp_path)) == 3
+
+
+def test_a_trainer_that_cannot_be_measured_ends_the_run_with_its_reason(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    spec = make_spec(tmp_path, fixed={"base": "missing"}, resources={"gpu": "auto"})
+    study = Study(start(spec, sqlite(tmp_path)), 2)
+    with pytest.raises(TrainerError, match="the model 'missing' cannot be loaded"):
+        Driver(study, Silent()).run()
+    study.close()
 
 
 def test_two_gpus_a_trial_give_the_host_both(tmp_path: Path, cluster: Cluster) -> None:

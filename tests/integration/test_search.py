@@ -179,14 +179,27 @@ def test_delete_removes_rows_and_files(tmp_path: Path) -> None:
     assert hpo(tmp_path, "delete", "s", "--yes", "--missing-ok").code == 0
 
 
-def test_a_host_that_dies_is_replaced_and_its_trials_go_on(tmp_path: Path) -> None:
-    write_study(tmp_path, fixed={"kill_once": str(tmp_path / "killed")}, pruner={"type": "none"})
-    result = hpo(tmp_path, "run", "study.yaml", "--trials", "2", "--json")
+def test_a_host_that_is_killed_is_replaced_and_all_its_trials_go_on_from_their_checkpoints(
+    tmp_path: Path,
+) -> None:
+    fixed = {"kill_once": str(tmp_path / "killed"), "eval_steps": 2}
+    write_study(tmp_path, fixed=fixed, pruner={"type": "none"}, resources={"gpu": 0.33})
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "3", "--json")
     assert result.code == 0, result.err
     trials = json.loads(result.out)["trials"]
-    assert [t["state"] for t in trials] == ["COMPLETE", "COMPLETE"]
-    assert all([v["step"] for v in t["validations"]] == list(range(1, 10)) for t in trials)
-    assert len({line["pid"] for line in journal(tmp_path)}) == 2
+    assert [t["state"] for t in trials] == ["COMPLETE"] * 3
+    assert all([v["step"] for v in t["validations"]] == [2, 4, 6, 8, 9] for t in trials)
+    lines = journal(tmp_path)
+    first, second = dict.fromkeys(line["pid"] for line in lines)
+    before = {line["trial"]: line["step"] for line in lines if line["pid"] == first}
+    joined = {
+        line["trial"]: line["step"]
+        for line in lines
+        if line["pid"] == second and line["what"] == "add"
+    }
+    assert len(before) > 1, "several were on it"
+    for number, step in before.items():
+        assert joined[number] == step - step % 2 > 0, "its newest checkpoint"
 
 
 @pytest.mark.parametrize(

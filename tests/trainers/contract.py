@@ -73,6 +73,22 @@ class TrainerContract:
         assert trainer.step(0) == step
         assert self.losses([*begun, *self.train(trainer, 0)]) == whole
 
+    def test_alone_any_trial_fits(self, trainer: Trainer, options: list[Options]) -> None:
+        for config in options:
+            assert trainer.fits(config)
+
+    def test_measuring_the_capacity_leaves_no_trace(
+        self, trainer: Trainer, options: list[Options]
+    ) -> None:
+        trainer.add(0, options[0])
+        losses = self.losses(self.train(trainer, 0))
+        with pytest.raises(ValueError, match=r"(?i)present"):
+            trainer.capacity(options)
+        trainer.remove(0)
+        assert trainer.capacity(options).num_trials >= 1
+        trainer.add(0, options[0])
+        assert self.losses(self.train(trainer, 0)) == losses
+
     def test_what_is_saved_is_no_pickle_and_has_both_parts(
         self, trainer: Trainer, options: list[Options], tmp_path: Path
     ) -> None:

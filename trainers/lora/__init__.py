@@ -6,12 +6,12 @@ Importing this package loads no torch, so that options are checked fast; making 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from trainers.lora.options import LoraOptions
-from trainers.protocol import Plan, Report, TrainerOptions
+from trainers.protocol import Capacity, Plan, Report, TrainerOptions
 
 __all__ = ["LoraOptions", "LoraTrainer"]
 
@@ -34,6 +34,12 @@ class LoraTrainer:
         self, trial: int, options: Mapping[str, object], resume_from: Path | None = None
     ) -> None:
         self._engine.add(trial, LoraOptions.model_validate(dict(options)), resume_from)
+
+    def fits(self, options: Mapping[str, object]) -> bool:
+        return self._engine.fits(LoraOptions.model_validate(dict(options)))
+
+    def capacity(self, configs: Sequence[Mapping[str, object]]) -> Capacity:
+        return self._engine.capacity([LoraOptions.model_validate(dict(c)) for c in configs])
 
     def advance(self) -> list[Report]:
         return self._engine.advance()

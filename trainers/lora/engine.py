@@ -5,14 +5,16 @@ Imports torch; ``trainers.lora.LoraTrainer`` is the way in that does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from trainers.lora import step_log
+from trainers.lora.admission import Admission
 from trainers.lora.callbacks.own_callback import OwnCallback
 from trainers.lora.callbacks.trial_callbacks import TrialCallbacks
+from trainers.lora.capacity import Probe
 from trainers.lora.checkpoint import check_resumable, load_trial, save_trial
 from trainers.lora.course import Course
 from trainers.lora.data.dataset import load_dataset
@@ -20,6 +22,7 @@ from trainers.lora.data.encoding import Encoder
 from trainers.lora.data.order import DataOrder
 from trainers.lora.data.packing import check_keeps_apart
 from trainers.lora.learning_rate import LearningRate
+from trainers.lora.memory import DeviceMemory, is_out_of_memory
 from trainers.lora.model.adapters import AdapterPool
 from trainers.lora.model.base_model import BaseModel, load_base_model, load_tokenizer
 from trainers.lora.model.full_weights import FullWeights
@@ -42,7 +45,7 @@ from trainers.lora.validation.generation import Generator
 from trainers.lora.validation.results import Results
 from trainers.lora.validation.side import IN_TURN, SideValidator, side_model
 from trainers.lora.validation.validator import Validator
-from trainers.protocol import ADAPTER_FOLDER, Plan, Report
+from trainers.protocol import ADAPTER_FOLDER, Capacity, Plan, Report
 
 DIVERGED_LOSS_FACTOR = 2.0
 """By default a trial has diverged when its loss is above this times that of a uniform guess."""
@@ -77,6 +80,9 @@ class Engine:
         self._course = Course(self._validator, self._make_side(side))
         self._trials: dict[int, Trial] = {}
         self._resumed_at_end: set[int] = set()
+        self._begun: set[int] = set()  # their step has more batches, or is done again
+        memory = DeviceMemory(self._base.device)
+        self._admission = Admission(memory, self._dataset, self._weights)
 
     def plan(self, options: LoraOptions) -> Plan:
         self._check_shared(options)
@@ -91,11 +97,32 @@ class Engine:
         )
 
     def add(self, key: int, options: LoraOptions, resume_from: Path | None) -> None:
-        trial = self._make_trial(key, options, resume_from)
-        self._course.add(trial)
+        with self._admission.joining(key, options):
+            trial = self._make_trial(key, options, resume_from)
+            try:
+                self._course.add(trial)
+            except Exception:
+                self._weights.remove(key)
+                raise
         self._trials[key] = trial
         if trial.progress.end is not None:
             self._resumed_at_end.add(key)
+
+    def fits(self, options: LoraOptions) -> bool:
+        return self._admission.fits(options)
+
+    def capacity(self, configs: Sequence[LoraOptions]) -> Capacity:
+        if self._trials:
+            present = ", ".join(map(str, self._trials))
+            raise ValueError(f"the capacity is measured without a trial. Present: {present}.")
+        probe = Probe(
+            self._admission,
+            self._passes,
+            self._dataset,
+            make=lambda options: self._make_trial(_VISITOR, options, None),
+            remove=lambda: self._weights.remove(_VISITOR),
+        )
+        return probe.capacity(configs)
 
     def advance(self) -> list[Report]:
         self._course.begin_round()
@@ -103,7 +130,7 @@ class Engine:
         self._resumed_at_end.clear()
         ready = []
         for trial in self._active():
-            if self._passes.is_under_way(trial.key):
+            if trial.key in self._begun:
                 ready.append(trial)
                 continue
             report = self._guarded(self._course.before_step, trial)
@@ -147,26 +174,50 @@ class Engine:
                 self._weights.remove(_VISITOR)
 
     def _active(self) -> list[Trial]:
-        return [trial for trial in self._trials.values() if trial.progress.end is None]
+        trials = self._trials.values()
+        displaced = self._admission.displaced
+        return [t for t in trials if t.progress.end is None and t.key not in displaced]
 
     def _step(self, trials: Sequence[Trial]) -> list[Report]:
         """Do one pass of these trials; return the reports that this made."""
-        new = [trial for trial in trials if not self._passes.is_under_way(trial.key)]
-        reports = self._each(self._course.begin_step, new)
-        trials = [trial for trial in trials if trial.progress.end is None]
-        outcomes = dict(zip(trials, self._passes.backward(trials), strict=True))
-        done = [trial for trial, outcome in outcomes.items() if outcome is not None]
-        reports += self._each(lambda trial: self._update(trial, outcomes[trial]), done)
-        done = [trial for trial in done if trial.progress.end is None]
-        self._course.measure_together(done)
-        return reports + self._each(self._course.after_step, done)
+        fresh = [trial for trial in trials if trial.key not in self._begun]
+        reports = self._each(self._course.begin_step, fresh)
+        self._begun |= {trial.key for trial in fresh}
+        active = self._active()
+        trials = [trial for trial in trials if trial in active]
+        with self._admission.passing(trials, self._passes.num_tokens):
+            outcomes = dict(zip(trials, self._passes.backward(trials), strict=True))
+        stuck = [of for of in outcomes.values() if isinstance(of, PassOutOfMemory)]
+        done = [trial for trial, of in outcomes.items() if isinstance(of, StepLoss | PassFailed)]
+        with self._admission.room.of_validation():
+            reports += self._finish(done, outcomes)
+        if stuck:  # those steps are done again, with more room
+            reports += self._admission.make_room(
+                self._active(), self._savable_step, stuck[0].message
+            )
+        return reports
+
+    def _finish(
+        self, trials: Sequence[Trial], outcomes: Mapping[Trial, StepOutcome | None]
+    ) -> list[Report]:
+        """Update the weights of trials, and do what is due after their steps."""
+        self._begun -= {trial.key for trial in trials}
+        reports = self._each(lambda trial: self._update(trial, outcomes[trial]), trials)
+        active = self._active()
+        going_on = [trial for trial in trials if trial in active]
+        self._course.measure_together(going_on)
+        return reports + self._each(self._course.after_step, going_on)
+
+    def _savable_step(self, trial: Trial) -> int:
+        """Return the step to which a trial can be saved: not within one, for its callbacks."""
+        if trial.key in self._begun and trial.callbacks is not None:
+            return trial.progress.validated_step
+        return self.step(trial.key)
 
     def _update(self, trial: Trial, outcome: StepOutcome | None) -> Report | None:
         """Update a trial's weights by its gradients; return a report if that ends it."""
         if isinstance(outcome, PassFailed):
             return trial.fail(outcome.message)
-        if isinstance(outcome, PassOutOfMemory):
-            return trial.fail("the device has no memory left for its step")
         assert isinstance(outcome, StepLoss)
         measured = {**step_log.memory(self._base.device), "pack": outcome.num_trials}
         return trial.update(outcome.loss, outcome.num_tokens, outcome.seconds, measured)
@@ -181,6 +232,8 @@ class Engine:
         try:
             return act(trial)
         except Exception as error:
+            if is_out_of_memory(error):
+                return self._admission.give_up(trial, error)
             return trial.fail(describe(error))
 
     def _make_trial(self, key: int, options: LoraOptions, resume_from: Path | None) -> Trial:
@@ -222,7 +275,9 @@ class Engine:
         del self._trials[key]
         self._resumed_at_end.discard(key)
         self._passes.forget(key)
+        self._begun.discard(key)
         self._weights.remove(key)
+        self._admission.leave(key)
 
     def _callbacks(
         self, options: LoraOptions, schedule: Schedule, parameters: Parameters

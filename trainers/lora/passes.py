@@ -17,6 +17,7 @@ import torch
 
 from trainers.lora.data.dataset import Dataset
 from trainers.lora.lone_pass import LonePass
+from trainers.lora.memory import is_out_of_memory
 from trainers.lora.model.base_model import BaseModel
 from trainers.lora.model.weights import WeightPool
 from trainers.lora.pack.ability import Ability
@@ -55,7 +56,12 @@ class PassFailed:
 
 @dataclass(frozen=True)
 class PassOutOfMemory:
-    """A trial's pass found no memory, even without other trials in it."""
+    """A trial's pass ran out of memory though it had the device's passes for itself.
+
+    Its gradients are as before the step, which can be done again. ``message`` is one line.
+    """
+
+    message: str
 
 
 StepOutcome = StepLoss | PassFailed | PassOutOfMemory
@@ -105,12 +111,10 @@ class Passes:
         if ability.head is not None and weights.stacks is not None:
             self._pack = PackedPass(base, weights.stacks, ability.head)
         self._steps: dict[int, _Step] = {}
+        self.num_tokens: list[int] = []
+        """Of each pass of the newest ``backward``, with padding."""
         self._most_tokens: int | None = None
         """Of a pass that shall not run out of memory again."""
-
-    def is_under_way(self, key: int) -> bool:
-        """Return whether a trial has done some, but not all batches of a step."""
-        return key in self._steps
 
     def forget(self, key: int) -> None:
         """Drop what a trial has done of a step."""
@@ -127,6 +131,7 @@ class Passes:
             Of each trial its step's loss, with the gradients in its weights; None if the step has
             more batches to come; or what went wrong.
         """
+        self.num_tokens.clear()
         found: dict[int, StepOutcome | None] = {}
         parts: dict[int, TrainPart] = {}
         for trial in trials:
@@ -138,13 +143,15 @@ class Passes:
             except Exception as error:  # becomes this trial's report; the others go on
                 found[trial.key] = _failure(error)
         if parts:
-            assert self._pack is not None
-            passed = self._in_passes(list(parts.values()), self._pack.backward)
+            passed = self._in_passes(list(parts.values()), self._train)
             for part, of_pass in zip(parts.values(), passed, strict=True):
                 found[part.trial] = self._count(part, of_pass)
-        for key, outcome in found.items():
+        for trial in trials:
+            outcome = found[trial.key]
             if outcome is not None:
-                self.forget(key)
+                self.forget(trial.key)
+            if isinstance(outcome, PassOutOfMemory):
+                trial.optimizer.zero_grad()
         return [found[trial.key] for trial in trials]
 
     def measure(self, wanted: Mapping[int, Sequence[Indices]]) -> dict[int, list[BatchSums]]:
@@ -186,6 +193,11 @@ class Passes:
         stacks = self._weights.stacks
         return self._pack is not None and stacks is not None and key in stacks
 
+    def _train(self, parts: list[TrainPart]) -> list[float]:
+        assert self._pack is not None
+        self.num_tokens.append(sum(part.rows.width for part in parts))
+        return self._pack.backward(parts)
+
     def _next_part(self, trial: Trial) -> TrainPart:
         """Return the next batch of a trial, of a new step if none is under way."""
         number = trial.step + 1
@@ -226,6 +238,7 @@ class Passes:
         micro_batches = trial.order.micro_batches(trial.step + 1)
         batches = [self._dataset.train_batch(rows) for rows in micro_batches]
         num_targets = sum(batch.num_targets for batch in batches)
+        self.num_tokens += [batch.input_ids.numel() for batch in batches]
         self.activate(trial.key)
         losses = [
             self._lone.backward(trial, batch, num_targets, index)
@@ -310,13 +323,6 @@ class _Done(Generic[_R]):
     num_parts: int
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device has no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def describe(error: Exception) -> str:
     """Return an error in one line, with its traceback below."""
     lines = traceback.format_exception(error)
@@ -324,4 +330,6 @@ def describe(error: Exception) -> str:
 
 
 def _failure(error: Exception) -> PassFailed | PassOutOfMemory:
-    return PassOutOfMemory() if is_out_of_memory(error) else PassFailed(describe(error))
+    if is_out_of_memory(error):
+        return PassOutOfMemory(" ".join(str(error).split()))
+    return PassFailed(describe(error))

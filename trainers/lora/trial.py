@@ -169,9 +169,9 @@ class Trial:
         )
         return self._report(metrics, samples)
 
-    def fail(self, message: str) -> Report:
+    def fail(self, message: str, reason: EndReason = "failed") -> Report:
         """End the trial by an error."""
-        self.end("failed", message)
+        self.end(reason, message)
         return self._report({})
 
     def diverge(self, what: str, step: int) -> Report:

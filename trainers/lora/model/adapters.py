@@ -83,7 +83,7 @@ class AdapterPool:
             if options.packing_problem is None:
                 layers = self._layers(trial)
                 self.stacks.add(trial, layers, _name(trial), options.lora_dropout)
-        except ValueError:
+        except Exception:
             self.remove(trial)
             raise
         self._parameters[trial] = parameters

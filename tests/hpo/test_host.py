@@ -1,0 +1,241 @@
+"""A host's admission by memory, without Ray: who joins, who waits, who makes room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hpo.checkpoints import CheckpointStore
+from hpo.cluster.host import ModelHost
+from hpo.cluster.messages import HostSetup, Word
+from tests.fake_trainer import FakeTrainer
+from tests.integration.command import journal
+
+Options = dict[str, object]
+MakeHost = Callable[..., "Driven"]
+
+
+class Driven:
+    """A host, and what is heard of its trials."""
+
+    def __init__(self, folder: Path, **fixed: object) -> None:
+        self.folder = folder
+        self.fixed: Options = {"journal": str(folder / "journal.jsonl"), **fixed}
+        setup = HostSetup(
+            "tests.fake_trainer:FakeTrainer", self.fixed, str(folder / "store"), patience_s=3600
+        )
+        self.host = ModelHost(setup, "cpu")
+        self.store = CheckpointStore(folder / "store")
+
+    def join(self, number: int, **options: object) -> int:
+        return self.host.join(number, {**self.fixed, **options})
+
+    def next(self, number: int) -> Word:
+        word = self.host.next_word(number, timeout_s=20)
+        assert word is not None, f"nothing is heard of trial {number}"
+        return word
+
+    def last(self, number: int) -> tuple[list[int], Word]:
+        """Return the steps of a trial's reports until it is over here, and its last word."""
+        steps: list[int] = []
+        while True:
+            word = self.next(number)
+            if word.report is not None and word.report.metrics:
+                steps.append(word.report.step)
+            if word.report is None or word.report.end is not None:
+                return steps, word
+
+    def steps(self, number: int) -> list[int]:
+        return [
+            line["step"]
+            for line in journal(self.folder)
+            if line["what"] == "step" and line["trial"] == number
+        ]
+
+    def most_at_once(self, num_steps: int) -> int:
+        """Return the most trials that were between their joining and their last step at once."""
+        present: set[object] = set()
+        most = 0
+        for line in journal(self.folder):
+            present.add(line["trial"])
+            most = max(most, len(present))
+            if line["step"] == num_steps:
+                present.discard(line["trial"])
+        return most
+
+
+@pytest.fixture
+def make_host(tmp_path: Path) -> Iterator[MakeHost]:
+    made: list[Driven] = []
+
+    def make(**fixed: object) -> Driven:
+        made.append(Driven(tmp_path, **fixed))
+        return made[-1]
+
+    yield make
+    for driven in made:
+        driven.host.pause()  # its thread trains on otherwise
+
+
+def test_what_does_not_fit_waits_and_joins_when_one_has_ended(make_host: MakeHost) -> None:
+    host = make_host(memory=2.0, max_steps=4)
+    for number in range(5):
+        host.join(number)
+    for number in range(5):
+        assert host.last(number)[0] == [1, 2, 3, 4]
+    assert host.most_at_once(4) == 2
+
+
+def test_who_waits_longest_joins_first(make_host: MakeHost) -> None:
+    host = make_host(memory=2.0, max_steps=3)
+    sizes = [1.0, 1.0, 2.0, 0.5, 0.5]  # the third fits alone only, and the later ones at once
+    for number, size in enumerate(sizes):
+        host.join(number, size=size)
+    for number in range(5):
+        host.last(number)
+    added = [line["trial"] for line in journal(host.folder) if line["what"] == "add"]
+    assert added == [0, 1, 2, 3, 4]
+
+
+def test_an_ended_trial_makes_room_though_its_proxy_has_not_left(make_host: MakeHost) -> None:
+    host = make_host(memory=1.0, max_steps=2)
+    host.join(0)
+    host.last(0)
+    host.join(1)
+    assert host.last(1)[0] == [1, 2]
+
+
+def test_one_that_leaves_makes_room(make_host: MakeHost) -> None:
+    host = make_host(memory=1.0, max_steps=10**6, eval_steps=10**6)
+    host.join(0)
+    host.join(1, eval_steps=1)
+    assert host.host.next_word(1, timeout_s=0.2) is None, "it waits"
+    host.host.leave(0)
+    assert host.next(1).report.step == 1
+
+
+def test_one_that_waits_may_leave(make_host: MakeHost) -> None:
+    host = make_host(memory=1.0, max_steps=3, step_s=0.01)
+    for number in range(3):
+        host.join(number)
+    host.host.leave(1)
+    assert host.last(2)[0] == [1, 2, 3]
+    assert host.steps(1) == []
+
+
+def test_alone_a_trial_never_waits_whatever_the_trainer_says(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeTrainer, "fits", lambda self, options: False)
+    host = make_host(max_steps=2)
+    for number in range(3):
+        host.join(number)
+    for number in range(3):
+        assert host.last(number)[0] == [1, 2]
+    assert host.most_at_once(2) == 1
+
+
+def test_the_youngest_makes_room_saved_as_it_is_and_goes_on_where_it_was(
+    make_host: MakeHost,
+) -> None:
+    host = make_host(memory=1.5, max_steps=20, eval_steps=2, size=0.5)
+    grows: Options = {"hidden_size": 0.5, "hidden_until": 3}
+    for number, options in enumerate(({}, {}, grows)):
+        host.join(number, **options)
+    steps, word = host.last(2)
+    assert steps == [2]
+    assert word.paused
+    assert word.reason == "out of memory: 2 of 1.5"
+    saved = host.store.newest(2)
+    assert saved.step == 3
+    assert not saved.is_validation
+    host.join(2, **grows)
+    assert host.next(2).report.step == 2, "said again, as it may not have arrived"
+    assert host.last(2)[0] == list(range(4, 21, 2))
+    for number in (0, 1):
+        assert host.last(number)[0] == list(range(2, 21, 2))
+        assert host.steps(number) == list(range(1, 21)), "neighbours lose nothing"
+    assert host.steps(2) == list(range(1, 21)), "and neither does it"
+
+
+def test_one_that_made_room_is_not_added_again_before_somebody_has_left(
+    make_host: MakeHost,
+) -> None:
+    host = make_host(memory=2.0, max_steps=10**6, eval_steps=5)
+    host.join(0, hidden_size=1.0)
+    host.next(0)
+    host.join(1)
+    for _ in range(20):  # as its driver would: adopted at once, here again
+        word = host.host.next_word(1, timeout_s=0.05)
+        if word is not None:
+            assert word.paused
+            host.join(1)
+    added = [line for line in journal(host.folder) if line["what"] == "add"]
+    assert [line["trial"] for line in added] == [0, 1]
+    host.host.leave(0)
+    assert host.next(1).report.step == 5
+
+
+def test_one_that_does_not_fit_alone_is_infeasible_and_its_neighbours_lose_nothing(
+    make_host: MakeHost,
+) -> None:
+    host = make_host(memory=2.0, max_steps=6)
+    host.join(0, hidden_size=0.5)
+    host.join(1, hidden_size=3.0)  # shows only when it is trained
+    assert host.last(1)[1].paused
+    host.join(1, hidden_size=3.0)
+    assert host.last(0)[0] == [1, 2, 3, 4, 5, 6]
+    _, word = host.last(1)
+    assert word.report.end == "out_of_memory"
+    assert "4 of 2" in word.report.message
+    host.join(2)
+    assert host.last(2)[0] == [1, 2, 3, 4, 5, 6]
+
+
+def test_one_whose_joining_runs_out_of_memory_waits_and_alone_is_infeasible(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = FakeTrainer.add
+
+    def refusing(self: FakeTrainer, trial: int, options: Options, saved: object = None) -> None:
+        too_much = sum(t.options.size for t in self._trials.values()) + options.get("size", 1.0)
+        if too_much > 2.0:
+            raise MemoryError("no room for its weights")
+        add(self, trial, options, saved)
+
+    monkeypatch.setattr(FakeTrainer, "add", refusing)
+    host = make_host(max_steps=3)
+    for number, size in enumerate((1.5, 1.5, 3.0)):
+        host.join(number, size=size)
+    assert host.last(0)[0] == host.last(1)[0] == [1, 2, 3]
+    _, word = host.last(2)
+    assert (word.report.end, word.report.message) == ("out_of_memory", "no room for its weights")
+
+
+def test_paused_also_those_that_wait_are_handed_back(make_host: MakeHost) -> None:
+    host = make_host(memory=1.0, max_steps=10**6, eval_steps=10**6)
+    host.join(0)
+    host.join(1)
+    assert host.host.next_word(1, timeout_s=0.2) is None
+    for _ in range(2):  # the driver asks again and again
+        host.host.pause()
+    assert host.next(0).paused
+    assert host.next(1).paused
+    assert host.store.newest(1) is None
+    host.join(2)
+    assert host.next(2).paused
+
+
+def test_a_late_leave_of_an_old_proxy_does_not_end_a_trial_that_came_again(
+    make_host: MakeHost,
+) -> None:
+    host = make_host(max_steps=3, step_s=0.02)
+    old = host.join(0)
+    new = host.join(0)
+    host.host.leave(0, old)
+    assert host.last(0)[0] == [1, 2, 3]
+    host.host.leave(0, new)
+    with pytest.raises(KeyError):
+        host.host.next_word(0, timeout_s=0)
