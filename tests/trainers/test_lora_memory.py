@@ -243,7 +243,7 @@ def test_out_of_memory_in_a_pack_the_youngest_makes_room_and_nobody_loses_anythi
     run.trainer.remove(0)
     assert run.trainer.fits(options)
     run.trainer.add(2, options, tmp_path)
-    run.finish([1, 2])
+    run.finish([2])
     assert {trial: run.told(trial) for trial in TRIALS} == alone
 
 
