@@ -60,6 +60,8 @@ SHARING: dict[str, tuple[str, Options]] = {
 }
 EAGER = {"gemma2", "mistral-eager"}
 
+LONG: Options = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
 TAKING_TURNS: dict[str, tuple[str, Options, str]] = {
     "gpt2": ("gpt2", GPT2, "dropout of its own"),
     "bloom": ("bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4}, "end to end"),
@@ -67,6 +69,13 @@ TAKING_TURNS: dict[str, tuple[str, Options, str]] = {
         "falcon",
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
         "end to end",
+    ),
+    "mixtral": ("mixtral", {**GROUPED, "num_local_experts": 4}, "its experts multiply"),
+    "phi3-longrope": (
+        "phi3",
+        {**GROUPED, "original_max_position_embeddings": 64}
+        | {"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, **LONG}},
+        "a row of more than 64 tokens changes the positions",
     ),
     "mamba": ("mamba", {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}, "end to end"),
     "lfm2": ("lfm2", {**GROUPED, "layer_types": ["conv", "full_attention"]}, "end to end"),

@@ -111,7 +111,7 @@ def _experts_problem(config: Any) -> str | None:
     return None
 
 
-def _lengths_problem(model: nn.Module, max_length: int) -> str | None:
+def _lengths_problem(model: Any, max_length: int) -> str | None:
     """Return whether one long row changes how the positions of all rows are encoded."""
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
