@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,13 @@ def alone(fixed: Options) -> Told:
         assert run.reports[trial][-1].end == ("diverged" if trial == 5 else "finished")
         told[trial] = run.told(trial)
     return told
+
+
+@pytest.fixture(autouse=True)
+def no_pass_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A pass that is done again by each trial alone would hide its mistake."""
+    yield
+    assert "each is done alone" not in caplog.text
 
 
 def pack(fixed: Options, *trials: int, **options: object) -> Run:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainers.test_lora_pack import EIGHT, ROUNDS, A, Options, Told, pack
+from tests.trainers.test_lora_pack import EIGHT, ROUNDS, A, Options, Told, no_pass_fails, pack
 from tests.trainers.test_lora_trainer import Run
 from trainers.lora.pack.adapted_layer import AdaptedLayer
 from trainers.lora.pack.packed_pass import PackedPass, TrainPart
 from trainers.lora.pack.stacks import Stacks
+
+
+__all__ = ["no_pass_fails"]
 
 
 @pytest.fixture(scope="module")

@@ -153,6 +153,7 @@ def backward(trainer: LoraTrainer, *keys: int) -> dict[int, tuple[float, Gradien
             gradients[name] = weight.grad.clone()
         trial.optimizer.zero_grad()
         found[trial.key] = (outcome.loss, gradients)
+    assert len(trainer._engine._passes.num_tokens) == 1, "it was not one pass"
     return found
 
 
@@ -208,7 +209,6 @@ def test_a_pack_has_the_bits_of_trials_alone_and_the_gradients_of_transformers_a
         trainer.advance()
     keys = tuple(range(len(TRIALS)))
     together = backward(trainer, *keys)
-    assert len(engine._passes.num_tokens) == 1  # one pass
     beside_one = backward(trainer, 2, 1)
     for key in keys:
         alone = backward(trainer, key)[key]

@@ -278,6 +278,7 @@ class Passes:
         if is_out_of_memory(failure):
             self._make_smaller(parts)
             return self._in_passes(parts, run)
+        log.warning("a pass of %d trials failed, each is done alone: %s", len(parts), failure)
         return [outcome for part in parts for outcome in self._in_passes([part], run)]
 
     def _within_memory(self, parts: list[_P]) -> list[list[_P]]:
