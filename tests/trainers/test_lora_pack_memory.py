@@ -16,7 +16,6 @@ from trainers.lora.pack.adapted_layer import AdaptedLayer
 from trainers.lora.pack.packed_pass import PackedPass, TrainPart
 from trainers.lora.pack.stacks import Stacks
 
-
 __all__ = ["no_pass_fails"]
 
 
