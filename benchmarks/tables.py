@@ -29,7 +29,7 @@ def replace_figures(page: str, document: Mapping[str, Any]) -> str:
         ValueError: The page has not each mark once, in their order.
     """
     before, begin, rest = page.partition(BEGIN)
-    old, end, after = rest.partition(END)
+    _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in rest or END in before + after:
         raise ValueError(f"the page needs the line {BEGIN} and below it the line {END}, each once.")
     return f"{before}{BEGIN}\n{figures_markdown(document)}\n{END}{after}"
