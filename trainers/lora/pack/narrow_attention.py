@@ -1,8 +1,8 @@
 """Causal attention of narrow rows on a CPU in half precision, by plain batched products.
 
 PyTorch's own kernel for that type is made for long rows: at 32 to 128 tokens its pass forward and back
-takes four to six times as long (``python -m benchmarks.packing attention``). As in transformers' eager
-attention, the scores are in the model's type.
+takes several times as long (``python -m benchmarks.packing attention`` says how many). As in
+transformers' eager attention, the scores are in the model's type.
 """
 
 from __future__ import annotations
