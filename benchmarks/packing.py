@@ -112,6 +112,19 @@ def equality(
     _publish("equality", equality_figures(str(model), _tell), threads, out)
 
 
+@app.command()
+def attention(
+    threads: ThreadsOption = 2,
+    repetitions: RepetitionsOption = 5,
+    out: OutOption = RESULTS,
+) -> None:
+    """Attention of narrow rows in bfloat16, by plain products and by PyTorch's own kernel."""
+    _set_threads(threads)
+    from benchmarks.packing_attention import attention_figures
+
+    _publish("attention", attention_figures(repetitions), threads, out)
+
+
 @app.command("all")
 def all_(
     model: ModelOption = MODEL,
@@ -121,6 +134,7 @@ def all_(
 ) -> None:
     """All of them, one after the other."""
     equality(model, threads, out)
+    attention(threads, repetitions, out)
     memory(model, threads, repetitions, out)
     speed(None, False, model, threads, repetitions, out)
     flow(model, repetitions, out)

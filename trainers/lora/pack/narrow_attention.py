@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-WIDEST = 512
-"""Tokens of a row, beyond which PyTorch's kernel is the faster one."""
+WIDEST = 256
+"""Tokens of a row; much beyond them PyTorch's kernel is as fast, and takes less memory."""
 
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")
 """What some models ask of attention beside the usual, and is not done here."""
