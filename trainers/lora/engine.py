@@ -308,13 +308,13 @@ class Engine:
         if base is None:
             return None
         adapters = AdapterPool(base)
-        passes = Passes(base, adapters, self._dataset, find_ability(base))
+        passes = Passes(base, adapters, self._dataset, find_ability(base, self._fixed.max_length))
         return SideValidator(self._make_validator(base, passes), adapters)
 
     def _find_ability(self) -> Ability:
         if self._fixed.finetuning_type == "full":
             return Ability(None)
-        return find_ability(self._base)
+        return find_ability(self._base, self._fixed.max_length)
 
     def _validation_notes(self, side: BaseModel | None) -> list[str]:
         notes = []

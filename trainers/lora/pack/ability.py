@@ -22,7 +22,9 @@ _TOLERANCE = 0.05
 """How much of the spread of logits may be rounding: in bfloat16 it is near 0.01."""
 
 _WIDEST = 8192
-"""Tokens that are tried at most; a window beyond is that of no row that people fine-tune on."""
+"""Tokens of a row that are tried at most."""
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)
@@ -38,22 +40,32 @@ class Ability:
     problem: str | None = None
 
 
-def find_ability(base: BaseModel) -> Ability:
-    """Try on a base model without adapters whether its trials can share a pass."""
-    problem = _draws_problem(base.model) or _outliers_problem(base)
+def find_ability(base: BaseModel, max_length: int) -> Ability:
+    """Try on a base model without adapters whether its trials can share a pass.
+
+    Args:
+        base: The model.
+        max_length: Of the trials' rows.
+    """
+    config = base.model.config.get_text_config()
+    problem = (
+        _draws_problem(base.model)
+        or _outliers_problem(base)
+        or _experts_problem(config)
+        or _lengths_problem(base.model, max_length)
+    )
     if problem is not None:
         return Ability(None, problem)
     layer = base.model.get_output_embeddings()
     if type(layer) is not nn.Linear or not layer.weight.is_floating_point():
         return Ability(None, f"its output layer is no plain linear layer ({type(layer).__name__})")
-    config = base.model.config.get_text_config()
     head = Head(
         layer,
         # Cohere multiplies, Granite divides, Gemma bounds.
         scale=_number(config, "logit_scale") or 1 / (_number(config, "logits_scaling") or 1.0),
         softcap=_number(config, "final_logit_softcapping"),
     )
-    problem = _layout_problem(base, head)
+    problem = _layout_problem(base, head, max_length)
     return Ability(None if problem else head, problem)
 
 
@@ -93,11 +105,34 @@ def _outliers_problem(base: BaseModel) -> str | None:
     return None
 
 
+def _experts_problem(config: Any) -> str | None:
+    if any((_number(config, name) or 0) > 1 for name in _EXPERTS):
+        return "its experts multiply the tokens of all rows together, and sums depend on how many"
+    return None
+
+
+def _lengths_problem(model: Any, max_length: int) -> str | None:
+    """Return whether one long row changes how the positions of all rows are encoded."""
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if "longrope" not in (kinds.values() if isinstance(kinds, dict) else (kinds,)):
+            continue
+        rope = module.config.rope_parameters
+        for of_layers in rope.values() if isinstance(kinds, dict) else (rope,):
+            limit = of_layers.get("original_max_position_embeddings")
+            if limit is not None and max_length > limit:
+                return (
+                    f"a row of more than {limit} tokens changes the positions of all rows in its "
+                    f"pass, and max_length is {max_length}"
+                )
+    return None
+
+
 @torch.no_grad()
-def _layout_problem(base: BaseModel, head: Head) -> str | None:
+def _layout_problem(base: BaseModel, head: Head, max_length: int) -> str | None:
     """Compare rows end to end with each row by itself, and with another row beside it."""
     model, device = base.model, base.device
-    widths = _widths(model)
+    widths = _widths(model, max_length)
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     one, two, other = (
@@ -107,13 +142,15 @@ def _layout_problem(base: BaseModel, head: Head) -> str | None:
     model.eval()
     try:
         together, beside_other = (_logits(base, head, [row, two]) for row in (one, other))
+        keep = {"logits_to_keep": TOKEN_MULTIPLE} if base.selects_logits else {}
         for row, found in zip((one, two), together, strict=True):
-            alone = model(input_ids=row[None].to(device), use_cache=False).logits[0].float()
+            alone = model(input_ids=row[None].to(device), use_cache=False, **keep).logits[0]
+            alone = alone[-TOKEN_MULTIPLE:].float()
             error = (found - alone).abs().mean().item()
             if not error <= _TOLERANCE * (alone - alone.mean()).abs().mean().item():
                 return "it computes something else when rows lie end to end"
-        leak = (together[1] - beside_other[1]).abs().mean().item()
-        if not leak <= _TOLERANCE * (together[1] - together[1].mean()).abs().mean().item():
+        # The same shapes and positions: what is not the same bits has seen the other row.
+        if not torch.equal(together[1], beside_other[1]):
             return "rows that lie end to end see each other"
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -125,7 +162,10 @@ def _layout_problem(base: BaseModel, head: Head) -> str | None:
 
 
 def _logits(base: BaseModel, head: Head, rows: list[Tensor]) -> list[Tensor]:
-    """Return each row's logits, shape (tokens, vocabulary), when they lie end to end."""
+    """Return the logits of each row's last tokens when rows lie end to end.
+
+    Of the last ones only: those of a row as wide as a window would be gigabytes.
+    """
     joined = Rows(
         input_ids=torch.cat(rows),
         position_ids=torch.cat([torch.arange(len(row)) for row in rows]),
@@ -136,14 +176,18 @@ def _logits(base: BaseModel, head: Head, rows: list[Tensor]) -> list[Tensor]:
         num_targets=sum(map(len, rows)),
     ).to(base.device)
     with attending_within(base.model, joined) as arguments:
-        logits = head.logits(last_hidden(base.model, joined, arguments)).float()
-    return list(logits.split([len(row) for row in rows]))
+        hidden = last_hidden(base.model, joined, arguments).split([len(row) for row in rows])
+    return [head.logits(states[-TOKEN_MULTIPLE:]).float() for states in hidden]
 
 
-def _widths(model: Any) -> tuple[int, int]:
-    """Return the widths of two rows, one wider than the window of the model's attention."""
+def _widths(model: Any, max_length: int) -> tuple[int, int]:
+    """Return the widths of two rows, one wider than the window of the model's attention.
+
+    No wider than the trials' rows are: a model of billions of parameters is to be tried fast.
+    """
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or 2**30
+    longest = min(longest, -(-max_length // TOKEN_MULTIPLE) * TOKEN_MULTIPLE)
     windows = [_number(config, name) for name in ("sliding_window", "attention_chunk_size")]
     wide = max(int(window or 0) for window in windows)
     wide = -(-wide // TOKEN_MULTIPLE) * TOKEN_MULTIPLE + 2 * TOKEN_MULTIPLE

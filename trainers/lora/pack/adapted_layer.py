@@ -78,6 +78,8 @@ class AdaptedLayer:
 
     def shrink(self, rank: int, slots: int) -> None:
         """Have room for no more than so many adapters of a rank."""
+        if rank not in self._weights:
+            return
         first, second = self._weights[rank]
         if slots == 0:
             del self._weights[rank]

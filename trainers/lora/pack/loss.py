@@ -120,7 +120,8 @@ class Head:
     @torch.no_grad()
     def sums(self, hidden_TD: Tensor, targets: Targets) -> list[Sums]:
         """Return what each trial's targets add up to."""
-        losses, hits = [], []
+        losses = [torch.zeros(0, device=hidden_TD.device)]  # there may be no target at all
+        hits = [targets.ids.new_zeros(0, dtype=torch.bool)]
         for hidden_ND, chunk in self.chunks(hidden_TD, targets):
             logits_NV = self.logits(hidden_ND)
             logs_NV = functional.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
@@ -171,7 +172,7 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_TD: Tensor, head: Head, targets: Targets, weights_N: Tensor
     ) -> tuple[Tensor, Tensor]:
-        losses = []
+        losses = [weights_N.new_zeros(0)]  # there may be no target at all
         gradient_ND = hidden_TD.new_zeros(targets.num_rows, hidden_TD.shape[-1])
         for hidden_ND, chunk in head.chunks(hidden_TD, targets):
             logits_NV = head.logits(hidden_ND)

@@ -80,10 +80,9 @@ class PackedPass:
             ]
             total, losses_N = self._head.loss(hidden_TD, targets, torch.cat(weights))
             total.backward()
-        for part in placed:
-            self._stacks.take_gradients(part.trial, add=not part.is_first)
         sums = [of_trial.sum() for of_trial in losses_N.split(list(targets.counts))]
         found = dict(zip(order, torch.stack(sums).tolist(), strict=True))
+        self._stacks.take_gradients({part.trial: not part.is_first for part in placed})
         return [found[part.trial] for part in parts]
 
     @torch.no_grad()  # not inference_mode: what layers cache here must be usable in training

@@ -108,13 +108,17 @@ class Stacks:
         taken = {entry.slot for entry in self._entries.values() if entry.rank == rank}
         slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         factors = {}
-        for name, layer in layers.items():
-            adapted = self._adapted(name, layer)
-            adapted.present |= {trial}
-            pair = (layer.lora_A[adapter].weight, layer.lora_B[adapter].weight)
-            adapted.enlarge(rank, slot + 1, pair, self._dtype)
-            adapted.clear(rank, slot)
-            factors[adapted] = pair
+        try:
+            for name, layer in layers.items():
+                adapted = self._adapted(name, layer)
+                adapted.present |= {trial}
+                pair = (layer.lora_A[adapter].weight, layer.lora_B[adapter].weight)
+                adapted.enlarge(rank, slot + 1, pair, self._dtype)
+                adapted.clear(rank, slot)
+                factors[adapted] = pair
+        except Exception:  # as where there is no memory
+            self._free(trial, rank)
+            raise
         for entry in self._entries.values():
             entry.copies = entry.copied_gradients = None  # the stacks may be new ones
         scale = first.scaling[adapter]
@@ -122,16 +126,7 @@ class Stacks:
 
     def remove(self, trial: int) -> None:
         """Free a trial's place, and the memory of places that nobody is behind of."""
-        gone = self._entries.pop(trial)
-        used = [entry.slot for entry in self._entries.values() if entry.rank == gone.rank]
-        for layer in gone.layers:
-            layer.present -= {trial}
-            layer.shrink(gone.rank, max(used, default=-1) + 1)
-            if not layer.present:
-                layer.restore()
-                self._layers = {k: of for k, of in self._layers.items() if of is not layer}
-        for entry in self._entries.values():
-            entry.copies = entry.copied_gradients = None
+        self._free(trial, self._entries.pop(trial).rank)
 
     @contextlib.contextmanager
     def routed(self, parts: Sequence[Part]) -> Iterator[None]:
@@ -167,19 +162,42 @@ class Stacks:
         """Return trials so that those whose adapters lie side by side are neighbours."""
         return sorted(trials, key=lambda t: (self._entries[t].rank, self._entries[t].slot))
 
-    def take_gradients(self, trial: int, *, add: bool) -> None:
-        """Set a trial's gradients to those of the pass, or add these to them."""
-        entry = self._entries[trial]
+    def take_gradients(self, adds: Mapping[int, bool]) -> None:
+        """Set trials' gradients to those of the pass, or add these to them.
+
+        Args:
+            adds: Of each trial, whether to add.
+        """
+        # All room is made first: a pass that finds none can be done again, with nothing added twice.
+        taken = [(self._entries[trial], add) for trial, add in adds.items()]
+        copied = [self._copied_gradients(entry) for entry, _ in taken]
+        for (entry, add), gradients in zip(taken, copied, strict=True):
+            if add:
+                torch._foreach_add_(entry.gradients, gradients)
+                continue
+            torch._foreach_copy_(entry.gradients, gradients)
+            for factor, gradient in zip(entry.factors, entry.gradients, strict=True):
+                factor.grad = gradient
+
+    def _free(self, trial: int, rank: int) -> None:
+        """Leave all layers of a trial that has no entry; it may have come to some of them only."""
+        entries = self._entries.values()
+        for layer in [layer for layer in self._layers.values() if trial in layer.present]:
+            layer.present -= {trial}
+            used = [of.slot for of in entries if of.rank == rank and layer in of.layers]
+            layer.shrink(rank, max(used, default=-1) + 1)
+            if not layer.present:
+                layer.restore()
+        self._layers = {of: layer for of, layer in self._layers.items() if layer.present}
+        for entry in entries:
+            entry.copies = entry.copied_gradients = None
+
+    def _copied_gradients(self, entry: _Entry) -> list[Tensor]:
         if not entry.gradients:
             entry.gradients = [torch.zeros_like(factor) for factor in entry.factors]
         if entry.copied_gradients is None:
             entry.copied_gradients = self._views(entry, AdaptedLayer.gradients)
-        if add:
-            torch._foreach_add_(entry.gradients, entry.copied_gradients)
-        else:
-            torch._foreach_copy_(entry.gradients, entry.copied_gradients)
-            for factor, gradient in zip(entry.factors, entry.gradients, strict=True):
-                factor.grad = gradient
+        return entry.copied_gradients
 
     @torch.no_grad()
     def _load(self, entry: _Entry) -> None:
