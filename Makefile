@@ -47,6 +47,7 @@ check: $(INSTALLED)  ## Lint, format, types, import rules.
 
 bench-packing: setup  ## What shared passes are worth; about 40 minutes. ARGS="speed --case 8x1x32" for a part.
 	@$(BIN)/python -m benchmarks.packing $(or $(ARGS),all)
+	@$(BIN)/python -m benchmarks.packing table
 
 clean:  ## Removes what setup made here; the model in the cache, studies and runs stay.
 	rm -rf .venv build data

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+_RESULTS = (":!benchmarks/results", ":!docs/packing.md")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "optuna", "ray")
 
 
@@ -38,7 +39,7 @@ def find_conditions(threads: int) -> Conditions:
     """Return the conditions of this process."""
     return Conditions(
         commit=_git("rev-parse", "HEAD") or "unknown",
-        is_dirty=bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results")),
+        is_dirty=bool(_git("status", "--porcelain", "--", ".", *_RESULTS)),
         threads=threads,
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)),

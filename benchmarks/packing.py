@@ -16,10 +16,12 @@ import typer
 
 from benchmarks.cases import TEXT_FILE, Case
 from benchmarks.conditions import ROOT, find_conditions
-from benchmarks.figures import Figure, figures_table, write_figures
+from benchmarks.figures import Figure, figures_table, read_figures, write_figures
+from benchmarks.tables import update_page
 from hpo.cli.console import stderr, stdout
 
 RESULTS = ROOT / "benchmarks" / "results" / "packing.json"
+PAGE = ROOT / "docs" / "packing.md"
 MODEL = ROOT / "build" / "model"
 CASES = ("8x1x32", "4x1x64", "8x2x64", "4x4x64", "nf4-8x1x32")
 
@@ -34,9 +36,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 
 @app.callback()
-def check_setup() -> None:
+def check_setup(context: typer.Context) -> None:
     """Measure what it is worth that trials share one pass. Type `all` for everything."""
-    if not TEXT_FILE.exists():
+    if context.invoked_subcommand != "table" and not TEXT_FILE.exists():
         raise typer.BadParameter(f"{TEXT_FILE} does not exist. It is written by: make setup")
 
 
@@ -110,6 +112,19 @@ def equality(
     _publish("equality", equality_figures(str(model), _tell), threads, out)
 
 
+@app.command()
+def attention(
+    threads: ThreadsOption = 2,
+    repetitions: RepetitionsOption = 5,
+    out: OutOption = RESULTS,
+) -> None:
+    """Attention of narrow rows in bfloat16, by plain products and by PyTorch's own kernel."""
+    _set_threads(threads)
+    from benchmarks.packing_attention import attention_figures
+
+    _publish("attention", attention_figures(repetitions), threads, out)
+
+
 @app.command("all")
 def all_(
     model: ModelOption = MODEL,
@@ -119,9 +134,20 @@ def all_(
 ) -> None:
     """All of them, one after the other."""
     equality(model, threads, out)
+    attention(threads, repetitions, out)
     memory(model, threads, repetitions, out)
     speed(None, False, model, threads, repetitions, out)
     flow(model, repetitions, out)
+
+
+@app.command()
+def table(
+    out: OutOption = RESULTS,
+    page: Annotated[Path, typer.Option("--page", help="Gets the figures as tables.")] = PAGE,
+) -> None:
+    """Put the figures that were measured into the page that explains them."""
+    update_page(page, read_figures(out))
+    _tell(f"{page} shows the figures of {out}")
 
 
 def _publish(part: str, figures: Sequence[Figure], threads: int, out: Path) -> None:

@@ -155,7 +155,7 @@ def _study(model: str, seed: int) -> dict[str, object]:
             "validation_file": str(TEXT_FILE.with_name("validation.json")),
             "eval_max_samples": 8,
             "max_length": 128,
-            "max_steps": 16,
+            "max_steps": 8,
             "eval_steps": 0.25,
         },
         "space": {

@@ -43,8 +43,7 @@ class Admission:
         lengths = self._dataset.train_lengths
         rows = min(options.per_device_train_batch_size, len(lengths))
         width = -(-max(lengths) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
-        num_tokens = rows * min(width, options.max_length)
-        return Load(self._weights.num_parameters(options), num_tokens)
+        return Load(self._weights.num_parameters(options), rows * width)
 
     def fits(self, options: LoraOptions) -> bool:
         """Return whether a trial fits beside those present; alone it always does."""

@@ -8,25 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from trainers.lora import step_log
 from trainers.lora.admission import Admission
 from trainers.lora.callbacks.own_callback import OwnCallback
-from trainers.lora.callbacks.trial_callbacks import TrialCallbacks
 from trainers.lora.capacity import Probe
-from trainers.lora.checkpoint import check_resumable, load_trial, save_trial
+from trainers.lora.checkpoint import save_trial
 from trainers.lora.course import Course
 from trainers.lora.data.dataset import load_dataset
 from trainers.lora.data.encoding import Encoder
-from trainers.lora.data.order import DataOrder
 from trainers.lora.data.packing import check_keeps_apart
-from trainers.lora.learning_rate import LearningRate
 from trainers.lora.memory import DeviceMemory, is_out_of_memory
 from trainers.lora.model.adapters import AdapterPool
 from trainers.lora.model.base_model import BaseModel, load_base_model, load_tokenizer
 from trainers.lora.model.full_weights import FullWeights
-from trainers.lora.model.weights import Parameters, WeightPool
+from trainers.lora.model.weights import WeightPool
 from trainers.lora.options import LoraOptions
 from trainers.lora.pack.ability import Ability, find_ability
 from trainers.lora.passes import (
@@ -37,18 +32,15 @@ from trainers.lora.passes import (
     StepOutcome,
     describe,
 )
-from trainers.lora.schedule import Schedule
 from trainers.lora.snapshots import as_it_was
 from trainers.lora.trial import Trial
+from trainers.lora.trial_maker import TrialMaker
 from trainers.lora.validation.eval_sets import EvalSets
 from trainers.lora.validation.generation import Generator
 from trainers.lora.validation.results import Results
 from trainers.lora.validation.side import IN_TURN, SideValidator, side_model
 from trainers.lora.validation.validator import Validator
-from trainers.protocol import ADAPTER_FOLDER, Capacity, Plan, Report
-
-DIVERGED_LOSS_FACTOR = 2.0
-"""By default a trial has diverged when its loss is above this times that of a uniform guess."""
+from trainers.protocol import Capacity, Plan, Report
 
 _VISITOR = -1
 """Key of an adapter that comes to be validated only; trials' numbers start at 0."""
@@ -75,6 +67,9 @@ class Engine:
             self._notes.append(f"trials take turns, each with a pass of its own: {ability.problem}")
         self._sets = EvalSets(fixed, self._dataset.validation_sets)
         self._weights = self._make_weights()
+        self._maker = TrialMaker(
+            self._base, self._dataset, self._weights, self._tokenizer, self._notes
+        )
         self._passes = Passes(self._base, self._weights, self._dataset, ability)
         self._validator = self._make_validator(self._base, self._passes)
         self._course = Course(self._validator, self._make_side(side))
@@ -86,7 +81,7 @@ class Engine:
 
     def plan(self, options: LoraOptions) -> Plan:
         self._check_shared(options)
-        schedule = Schedule(options, self._order(options).steps_per_epoch)
+        schedule = self._maker.schedule(options)
         return Plan(
             num_train_samples=len(self._dataset.train),
             num_eval_samples=len(self._dataset.validation),
@@ -97,8 +92,11 @@ class Engine:
         )
 
     def add(self, key: int, options: LoraOptions, resume_from: Path | None) -> None:
+        if key in self._trials:
+            raise ValueError(f"trial {key} is on this trainer already. Remove it first.")
+        self._check_shared(options)
         with self._admission.joining(key, options):
-            trial = self._make_trial(key, options, resume_from)
+            trial = self._maker.make(key, options, resume_from)
             try:
                 self._course.add(trial)
             except Exception:
@@ -115,11 +113,13 @@ class Engine:
         if self._trials:
             present = ", ".join(map(str, self._trials))
             raise ValueError(f"the capacity is measured without a trial. Present: {present}.")
+        for options in configs:
+            self._check_shared(options)
         probe = Probe(
             self._admission,
             self._passes,
             self._dataset,
-            make=lambda options: self._make_trial(_VISITOR, options, None),
+            make=lambda options: self._maker.make(_VISITOR, options, None),
             remove=lambda: self._weights.remove(_VISITOR),
         )
         return probe.capacity(configs)
@@ -163,7 +163,7 @@ class Engine:
                 "there is nothing to validate on: give val_size or validation_file beside "
                 "eval_strategy: no."
             )
-        schedule = Schedule(options, self._order(options).steps_per_epoch)
+        schedule = self._maker.schedule(options)
         with self._weights.visited():
             self._weights.add(_VISITOR, options, adapter)
             self._weights.activate(_VISITOR)
@@ -236,41 +236,6 @@ class Engine:
                 return self._admission.give_up(trial, error)
             return trial.fail(describe(error))
 
-    def _make_trial(self, key: int, options: LoraOptions, resume_from: Path | None) -> Trial:
-        """Return a trial whose weights are in the pool; leave none there if it cannot be made."""
-        if key in self._trials:
-            raise ValueError(f"trial {key} is on this trainer already. Remove it first.")
-        self._check_shared(options)
-        saved = None
-        if resume_from is not None:
-            check_resumable(resume_from, options, self._dataset.digest)
-            saved = resume_from / ADAPTER_FOLDER
-        order = self._order(options)
-        schedule = Schedule(options, order.steps_per_epoch)
-        rate = LearningRate(options, schedule.num_steps)
-        parameters = self._weights.add(key, options, saved)
-        try:
-            callbacks = self._callbacks(options, schedule, parameters)
-            trial = Trial(
-                key=key,
-                options=options,
-                order=order,
-                schedule=schedule,
-                learning_rate=rate,
-                parameters=parameters,
-                max_loss=options.max_loss or DIVERGED_LOSS_FACTOR * self._base.uniform_loss,
-                scaler=self._make_scaler(),
-                callbacks=callbacks,
-                where=self._dataset.where,
-                notes=[*self._notes, *(callbacks.notes if callbacks is not None else ())],
-            )
-            if resume_from is not None:
-                load_trial(trial, resume_from)
-        except Exception:
-            self._weights.remove(key)
-            raise
-        return trial
-
     def _leave(self, key: int) -> None:
         del self._trials[key]
         self._resumed_at_end.discard(key)
@@ -278,22 +243,6 @@ class Engine:
         self._begun.discard(key)
         self._weights.remove(key)
         self._admission.leave(key)
-
-    def _callbacks(
-        self, options: LoraOptions, schedule: Schedule, parameters: Parameters
-    ) -> TrialCallbacks | None:
-        if not options.callbacks:
-            return None
-        return TrialCallbacks(
-            options.callbacks,
-            options,
-            schedule.num_steps,
-            schedule.steps_per_epoch,
-            parameters,
-            self._base.model.config,
-            self._base.device,
-            self._tokenizer,
-        )
 
     def _make_weights(self) -> WeightPool:
         if self._fixed.finetuning_type == "full":
@@ -328,14 +277,6 @@ class Engine:
                 f"not trained on, and not used"
             )
         return notes
-
-    def _order(self, options: LoraOptions) -> DataOrder:
-        return DataOrder(options, len(self._dataset.train), self._dataset.train_lengths)
-
-    def _make_scaler(self) -> torch.amp.GradScaler | None:
-        if self._base.dtype != torch.float16:
-            return None
-        return torch.amp.GradScaler(self._base.device.type)
 
     def _check_shared(self, options: LoraOptions) -> None:
         for name in sorted(LoraOptions.shared):

@@ -6,14 +6,10 @@ pass is computed is in ``pack``, and for what cannot share one in ``lone_pass``.
 
 from __future__ import annotations
 
-import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
-
-import torch
 
 from trainers.lora.data.dataset import Dataset
 from trainers.lora.lone_pass import LonePass
@@ -23,11 +19,10 @@ from trainers.lora.model.weights import WeightPool
 from trainers.lora.pack.ability import Ability
 from trainers.lora.pack.packed_pass import EvalPart, PackedPass, TrainPart
 from trainers.lora.pack.rows import Rows, lay_out
+from trainers.lora.pack.within_memory import Done, WithinMemory
 from trainers.lora.seeds import derive_seed
 from trainers.lora.trial import Trial
 from trainers.lora.validation.results import BatchSums, Indices
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,15 +83,6 @@ class _Step:
         return sum(rows.num_targets for rows in self.batches)
 
 
-class _Part(Protocol):
-    @property
-    def rows(self) -> Rows: ...
-
-
-_P = TypeVar("_P", bound=_Part)
-_R = TypeVar("_R")
-
-
 class Passes:
     """Runs trials through the base model, each with its own weights."""
 
@@ -107,14 +93,13 @@ class Passes:
         self._weights = weights
         self._dataset = dataset
         self._lone = LonePass(base)
+        self._within_memory = WithinMemory()
         self._pack: PackedPass | None = None
         if ability.head is not None and weights.stacks is not None:
             self._pack = PackedPass(base, weights.stacks, ability.head)
         self._steps: dict[int, _Step] = {}
         self.num_tokens: list[int] = []
         """Of each pass of the newest ``backward``, with padding."""
-        self._most_tokens: int | None = None
-        """Of a pass that shall not run out of memory again."""
 
     def forget(self, key: int) -> None:
         """Drop what a trial has done of a step."""
@@ -143,7 +128,7 @@ class Passes:
             except Exception as error:  # becomes this trial's report; the others go on
                 found[trial.key] = _failure(error)
         if parts:
-            passed = self._in_passes(list(parts.values()), self._train)
+            passed = self._within_memory.run(list(parts.values()), self._train)
             for part, of_pass in zip(parts.values(), passed, strict=True):
                 found[part.trial] = self._count(part, of_pass)
         for trial in trials:
@@ -179,7 +164,7 @@ class Passes:
             if not parts:
                 continue
             assert self._pack is not None
-            outcomes = self._in_passes(parts, self._pack.measure)
+            outcomes = self._within_memory.run(parts, self._pack.measure)
             for part, outcome in zip(parts, outcomes, strict=True):
                 if isinstance(outcome, Exception):
                     raise outcome
@@ -218,7 +203,7 @@ class Passes:
             is_first=index == 0,
         )
 
-    def _count(self, part: TrainPart, outcome: _Done[float] | Exception) -> StepOutcome | None:
+    def _count(self, part: TrainPart, outcome: Done[float] | Exception) -> StepOutcome | None:
         """Add a pass to its step; return what comes of the step, None if it goes on."""
         if isinstance(outcome, Exception):
             return _failure(outcome)
@@ -247,81 +232,6 @@ class Passes:
         num_tokens = sum(batch.num_tokens for batch in batches)
         seconds = time.perf_counter() - start
         return StepLoss(sum(losses) / num_targets, num_tokens, seconds, 1)
-
-    def _in_passes(
-        self, parts: list[_P], run: Callable[[list[_P]], list[_R]]
-    ) -> list[_Done[_R] | Exception]:
-        """Run parts in as few passes as memory allows.
-
-        A pass that runs out of memory is halved, and no later one is made as large. One that fails
-        otherwise is done again by each trial alone, so that only the one at fault fails.
-        """
-        groups = self._within_memory(parts)
-        if len(groups) > 1:
-            return [outcome for group in groups for outcome in self._in_passes(group, run)]
-        start = time.perf_counter()
-        failure: Exception
-        try:
-            results = run(parts)
-        except Exception as error:
-            # Its frames hold the tensors that there was no memory for.
-            failure = error.with_traceback(None) if is_out_of_memory(error) else error
-        else:
-            seconds = time.perf_counter() - start
-            width = sum(part.rows.width for part in parts)
-            return [
-                _Done(result, seconds * part.rows.width / width, len(parts))
-                for part, result in zip(parts, results, strict=True)
-            ]
-        if len(parts) == 1:
-            return [failure]
-        if is_out_of_memory(failure):
-            self._make_smaller(parts)
-            return self._in_passes(parts, run)
-        log.warning("a pass of %d trials failed, each is done alone: %s", len(parts), failure)
-        return [outcome for part in parts for outcome in self._in_passes([part], run)]
-
-    def _within_memory(self, parts: list[_P]) -> list[list[_P]]:
-        """Cut parts into passes that are not larger than what has found memory."""
-        groups: list[list[_P]] = []
-        room = 0
-        for part in parts:
-            room -= part.rows.width
-            if not groups or (self._most_tokens is not None and room < 0):
-                groups.append([])
-                room = (self._most_tokens or 0) - part.rows.width
-            groups[-1].append(part)
-        return groups
-
-    def _make_smaller(self, parts: Sequence[_Part]) -> None:
-        widths = [part.rows.width for part in parts]
-        self._most_tokens = max(sum(widths) // 2, max(widths))
-        if self._most_tokens >= sum(widths):
-            self._most_tokens = sum(widths) - 1
-        log.warning(
-            "a pass of %d trials (%d tokens) ran out of memory: from now on passes have up to %d "
-            "tokens",
-            len(parts),
-            sum(widths),
-            self._most_tokens,
-        )
-        if self._base.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-@dataclass(frozen=True)
-class _Done(Generic[_R]):
-    """What one part of a pass came to.
-
-    Attributes:
-        result: Of the pass.
-        seconds: This part's share of the time, by its tokens.
-        num_parts: Of the pass.
-    """
-
-    result: _R
-    seconds: float
-    num_parts: int
 
 
 def describe(error: Exception) -> str:

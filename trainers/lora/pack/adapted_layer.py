@@ -6,12 +6,14 @@ batched products, and going back its gradients are four more. Nothing is looped 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from trainers.lora.pack.route import Place, Route, Run
 from trainers.lora.seeds import derive_seed
@@ -37,6 +39,7 @@ class AdaptedLayer:
         self._weights: dict[int, _Pair] = {}
         self._gradients: dict[int, _Pair] = {}
         self._has_gradients_of: dict[int, Route] = {}
+        self._views: dict[object, _RunStacks] = {}
         layer.forward = self._forward
 
     def restore(self) -> None:
@@ -71,6 +74,7 @@ class AdaptedLayer:
             torch.zeros(slots, second.shape[0], rank, dtype=dtype, device=second.device),
         )
         self._gradients.pop(rank, None)
+        self._views.clear()
 
     def shrink(self, rank: int, slots: int) -> None:
         """Have room for no more than so many adapters of a rank."""
@@ -84,6 +88,7 @@ class AdaptedLayer:
         else:
             return
         self._gradients.pop(rank, None)
+        self._views.clear()
 
     def clear(self, rank: int, slot: int) -> None:
         """Empty a place, also of what a smaller adapter would leave as it is."""
@@ -94,43 +99,142 @@ class AdaptedLayer:
         route = self._route()
         if route is None:
             return self._plain(x, *args, **kwargs)
-        output = self._layer.base_layer(x, *args, **kwargs)
-        if not route.runs(self.present, output.device):
-            return output
+        base = self._layer.base_layer
+        if not route.runs(self.present, x.device):
+            return base(x, *args, **kwargs)
+        if _is_plain(base):
+            return _AdaptedLinear.apply(x, route.tie, base, self, route)
+        output = base(x, *args, **kwargs)
         # Added to in place, so it must be this pass's own. What bitsandbytes gives may be a view.
         output = output.clone() if output._is_view() else output.contiguous()
         return _AddAdapters.apply(x, output, route.tie, self, route)
 
-    def takes_first(self, rank: int, route: Route) -> bool:
+    def add(self, route: Route, x_TI: Tensor, output_TO: Tensor) -> list[Tensor]:
+        """Add each trial's part to the output of its tokens; return what going back needs."""
+        saved: list[Tensor] = []
+        for run in route.runs(self.present, output_TO.device):
+            stacks = self._stacks_of(run)
+            x_STI = run.cut(x_TI).to(stacks.first.dtype)
+            if run.drops:
+                mask_STI = _draw(run, x_STI, self.name)
+                x_STI = x_STI * mask_STI
+                saved.append(mask_STI)
+            inner_STR = torch.bmm(x_STI, stacks.first_turned).mul_(run.scale)
+            saved.append(inner_STR)
+            part_STO = run.cut(output_TO)
+            if part_STO.dtype == inner_STR.dtype:
+                part_STO.baddbmm_(inner_STR, stacks.second_turned)
+            else:
+                part_STO.add_(torch.bmm(inner_STR, stacks.second_turned))
+        return saved
+
+    def go_back(
+        self,
+        route: Route,
+        x_TI: Tensor,
+        gradient_TO: Tensor,
+        saved: Sequence[Tensor],
+        x_gradient_TI: Tensor | None,
+    ) -> None:
+        """Leave the gradients of the factors in their stacks, and add to the input's if wanted."""
+        left = iter(saved)
+        firsts: dict[int, bool] = {}
+        for run in route.runs(self.present, gradient_TO.device):
+            stacks = self._stacks_of(run)
+            dtype = stacks.first.dtype
+            gradient_STO = run.cut(gradient_TO).to(dtype)
+            x_STI = run.cut(x_TI).to(dtype)
+            mask_STI = next(left) if run.drops else None
+            if mask_STI is not None:
+                x_STI = x_STI * mask_STI
+            inner_STR = next(left)
+            inner_grad_STR = torch.bmm(gradient_STO, stacks.second).mul_(run.scale)
+            if run.rank not in firsts:
+                firsts[run.rank] = self._takes_first(run.rank, route)
+            for of_factor, one, other in (
+                (stacks.first_gradient, inner_grad_STR.mT, x_STI),
+                (stacks.second_gradient, gradient_STO.mT, inner_STR),
+            ):
+                if firsts[run.rank]:
+                    torch.bmm(one, other, out=of_factor)
+                else:
+                    of_factor.baddbmm_(one, other)
+            if x_gradient_TI is None:
+                continue
+            part_STI = run.cut(x_gradient_TI)
+            if mask_STI is None and part_STI.dtype == dtype:
+                part_STI.baddbmm_(inner_grad_STR, stacks.first)
+            else:
+                found_STI = torch.bmm(inner_grad_STR, stacks.first)
+                part_STI.add_(found_STI if mask_STI is None else found_STI.mul_(mask_STI))
+
+    def _stacks_of(self, run: Run) -> _RunStacks:
+        key = (run.rank, run.slots.start, run.slots.stop)
+        if key not in self._views:
+            first, second = (stack[run.slots] for stack in self.weights(run.rank))
+            of_first, of_second = (stack[run.slots] for stack in self.gradients(run.rank))
+            self._views[key] = _RunStacks(first, first.mT, second, second.mT, of_first, of_second)
+        return self._views[key]
+
+    def _takes_first(self, rank: int, route: Route) -> bool:
         """Return whether no gradient of this pass is here yet; a layer may be used twice in it."""
         is_first = self._has_gradients_of.get(rank) is not route
         self._has_gradients_of[rank] = route
         return is_first
 
 
+@dataclass(frozen=True)
+class _RunStacks:
+    """Views of the stacks for one run, made once: there are thousands of uses in a pass.
+
+    Attributes:
+        first: A, shape (trials, rank, in).
+        first_turned: Shape (trials, in, rank).
+        second: B, shape (trials, out, rank).
+        second_turned: Shape (trials, rank, out).
+        first_gradient: As ``first``.
+        second_gradient: As ``second``.
+    """
+
+    first: Tensor
+    first_turned: Tensor
+    second: Tensor
+    second_turned: Tensor
+    first_gradient: Tensor
+    second_gradient: Tensor
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """x W^T + b + scale * dropout(x) A^T B^T, with each token's own A and B, for a frozen W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, tie: Tensor, base: nn.Linear, layer: AdaptedLayer, route: Route
+    ) -> Tensor:
+        output: Tensor = functional.linear(x, base.weight, base.bias)
+        saved = layer.add(route, _flat(x), _flat(output))
+        ctx.save_for_backward(x, *saved)
+        ctx.base, ctx.layer, ctx.route = base, layer, route
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *saved = ctx.saved_tensors
+        gradient_TO = _flat(gradients[0])
+        x_gradient_TI = gradient_TO @ ctx.base.weight if ctx.needs_input_grad[0] else None
+        ctx.layer.go_back(ctx.route, _flat(x), gradient_TO, saved, x_gradient_TI)
+        x_gradient = None if x_gradient_TI is None else x_gradient_TI.view(x.shape)
+        return x_gradient, None, None, None, None
+
+
 class _AddAdapters(torch.autograd.Function):
-    """output + scale * dropout(x) A^T B^T, with each token's own A and B."""
+    """output + scale * dropout(x) A^T B^T, with each token's own A and B, for any other layer."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, output: Tensor, tie: Tensor, layer: AdaptedLayer, route: Route
     ) -> Tensor:
-        x_TI, output_TO = _flat(x), output.view(-1, output.shape[-1])
-        saved: list[Tensor] = []
-        for run in route.runs(layer.present, output.device):
-            first_SRI, second_SOR = (stack[run.slots] for stack in layer.weights(run.rank))
-            x_STI = run.cut(x_TI).to(first_SRI.dtype)
-            if run.drops:
-                mask_STI = _draw(run, x_STI, layer.name)
-                x_STI = x_STI * mask_STI
-                saved.append(mask_STI)
-            inner_STR = torch.bmm(x_STI, first_SRI.mT).mul_(run.scale)
-            saved.append(inner_STR)
-            part_STO = run.cut(output_TO)
-            if output.dtype == inner_STR.dtype:
-                part_STO.baddbmm_(inner_STR, second_SOR.mT)
-            else:
-                part_STO.add_(torch.bmm(inner_STR, second_SOR.mT))
+        saved = layer.add(route, _flat(x), output.view(-1, output.shape[-1]))
         ctx.mark_dirty(output)
         ctx.save_for_backward(x, *saved)
         ctx.layer, ctx.route = layer, route
@@ -138,42 +242,21 @@ class _AddAdapters(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_TO = _flat(gradients[0])
-        x, *rest = ctx.saved_tensors
-        saved = iter(rest)
-        layer: AdaptedLayer = ctx.layer
-        x_TI = _flat(x)
-        x_gradient_TI = torch.zeros_like(x_TI) if ctx.needs_input_grad[0] else None
-        firsts: dict[int, bool] = {}
-        for run in ctx.route.runs(layer.present, gradient_TO.device):
-            first_SRI, second_SOR = (stack[run.slots] for stack in layer.weights(run.rank))
-            first_grad_SRI, second_grad_SOR = (
-                stack[run.slots] for stack in layer.gradients(run.rank)
-            )
-            gradient_STO = run.cut(gradient_TO).to(first_SRI.dtype)
-            x_STI = run.cut(x_TI).to(first_SRI.dtype)
-            mask_STI = next(saved) if run.drops else None
-            if mask_STI is not None:
-                x_STI = x_STI * mask_STI
-            inner_STR = next(saved)
-            inner_grad_STR = torch.bmm(gradient_STO, second_SOR).mul_(run.scale)
-            if run.rank not in firsts:
-                firsts[run.rank] = layer.takes_first(run.rank, ctx.route)
-            keep = 0 if firsts[run.rank] else 1
-            torch.baddbmm(first_grad_SRI, inner_grad_STR.mT, x_STI, beta=keep, out=first_grad_SRI)
-            torch.baddbmm(
-                second_grad_SOR, gradient_STO.mT, inner_STR, beta=keep, out=second_grad_SOR
-            )
-            if x_gradient_TI is None:
-                continue
-            part_STI = run.cut(x_gradient_TI)
-            if mask_STI is None and part_STI.dtype == first_SRI.dtype:
-                torch.bmm(inner_grad_STR, first_SRI, out=part_STI)
-            else:
-                found_STI = torch.bmm(inner_grad_STR, first_SRI)
-                part_STI.copy_(found_STI if mask_STI is None else found_STI.mul_(mask_STI))
-        x_gradient = None if x_gradient_TI is None else x_gradient_TI.view(x.shape)
+        x, *saved = ctx.saved_tensors
+        x_gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        x_gradient_TI = None if x_gradient is None else x_gradient.view(-1, x.shape[-1])
+        ctx.layer.go_back(ctx.route, _flat(x), _flat(gradients[0]), saved, x_gradient_TI)
         return x_gradient, gradients[0], None, None, None
+
+
+def _is_plain(base: nn.Module) -> bool:
+    """Return whether a layer is a matrix product and no more: neither quantized nor hooked."""
+    return (
+        type(base) is nn.Linear
+        and "forward" not in vars(base)
+        and not base._forward_hooks
+        and not base._forward_pre_hooks
+    )
 
 
 def _flat(states: Tensor) -> Tensor:
