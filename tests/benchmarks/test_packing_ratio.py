@@ -12,8 +12,8 @@ from benchmarks.figures import ratio
 from benchmarks.pack import Pack
 from benchmarks.rounds import measure_in_turn
 
-LEAST_RATIO = 0.8
-"""Of the time in turn to that in one pass. A pack that is worth it is above 1."""
+LEAST_RATIO = 2.0
+"""Of the time in turn to that in one pass; 4 where this was written."""
 
 NUM_ROUNDS = 7
 
@@ -25,7 +25,7 @@ def processor_time(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def test_one_pass_for_eight_trials_is_not_slower_than_eight(model: str, text: str) -> None:
+def test_one_pass_for_eight_trials_takes_half_the_time_of_eight_at_most(model: str, text: str) -> None:
     pack = Pack(model, Case(8, 1, 32), text, dtype="float32")
     seconds = measure_in_turn(
         {
