@@ -25,7 +25,9 @@ def processor_time(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def test_one_pass_for_eight_trials_takes_half_the_time_of_eight_at_most(model: str, text: str) -> None:
+def test_one_pass_for_eight_trials_takes_half_the_time_of_eight_at_most(
+    model: str, text: str
+) -> None:
     pack = Pack(model, Case(8, 1, 32), text, dtype="float32")
     seconds = measure_in_turn(
         {
