@@ -32,6 +32,9 @@ NUM_CONFIGS = 32
 
 POLL_S = 0.2
 
+LAST_S = 10.0
+"""So long a busy machine may take to end a process."""
+
 _FINEST_SHARE = 10_000  # Ray counts shares of a GPU in these
 
 
@@ -119,8 +122,8 @@ def measured(
         cores = int(min(node.cpus for node in nodes if node.cpus))
         wanted = {"num_cpus": cores, "num_gpus": 0}
     probe = ray.remote(_Probe).options(**wanted).remote()
+    answer = probe.capacity.remote(setup, sampled)
     try:
-        answer = probe.capacity.remote(setup, sampled)
         while not ray.wait([answer], timeout=POLL_S)[0]:
             if is_ending():
                 return None
@@ -129,6 +132,7 @@ def measured(
         return Capacity(1)
     finally:
         ray.kill(probe)
+        ray.wait([answer], timeout=LAST_S)  # until it is dead: it would outlive a cluster that ends
     if isinstance(found, str):
         raise TrainerError(found)
     return found
