@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainers.test_lora_trainer import Run
+from tests.trainers.test_lora_trainer import Run, runs_alone
 from trainers.lora import memory
 from trainers.lora.memory import GIB, DeviceMemory, Load, Room, is_out_of_memory
 from trainers.lora.model.adapters import AdapterPool
@@ -167,13 +167,7 @@ class TestDevice:
 
 @pytest.fixture(scope="module")
 def alone(fixed: Options) -> dict[int, list[tuple[object, ...]]]:
-    reports = {}
-    for trial, options in TRIALS.items():
-        run = Run(fixed)
-        run.add(trial, options)
-        run.advance(12)
-        reports[trial] = run.told(trial)
-    return reports
+    return {trial: run.told(trial) for trial, run in runs_alone(fixed, TRIALS, 12).items()}
 
 
 class Scarce(Run):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.trainers.test_lora_pack_models import assert_same_bits, backward
-from tests.trainers.test_lora_trainer import Run
+from tests.trainers.test_lora_trainer import Run, runs_alone
 from trainers.lora.pack.packed_pass import EvalPart, PackedPass
 from trainers.lora.validation.validator import Validator
 
@@ -38,14 +38,10 @@ ROUNDS = 12
 
 @pytest.fixture(scope="module")
 def alone(fixed: Options) -> Told:
-    told = {}
-    for trial, options in EIGHT.items():
-        run = Run(fixed)
-        run.add(trial, options)
-        run.advance(ROUNDS)
+    runs = runs_alone(fixed, EIGHT, ROUNDS)
+    for trial, run in runs.items():
         assert run.reports[trial][-1].end == ("diverged" if trial == 5 else "finished")
-        told[trial] = run.told(trial)
-    return told
+    return {trial: run.told(trial) for trial, run in runs.items()}
 
 
 @pytest.fixture(autouse=True)

@@ -55,16 +55,19 @@ class Run:
         return [told(report) for report in self.reports[trial]]
 
 
+def runs_alone(fixed: Options, trials: Mapping[int, Options], num_rounds: int) -> dict[int, Run]:
+    """Let each trial have a trainer for itself."""
+    runs = {trial: Run(fixed) for trial in trials}
+    for trial, run in runs.items():
+        run.add(trial, trials[trial])
+        run.advance(num_rounds)
+    return runs
+
+
 @pytest.fixture(scope="module")
 def alone(fixed: Options) -> dict[int, list[tuple[object, ...]]]:
     """What each of TRIALS reports when it has the trainer for itself."""
-    reports = {}
-    for trial, options in TRIALS.items():
-        run = Run(fixed)
-        run.add(trial, options)
-        run.advance(6)
-        reports[trial] = run.told(trial)
-    return reports
+    return {trial: run.told(trial) for trial, run in runs_alone(fixed, TRIALS, 6).items()}
 
 
 def test_a_trial_trains_and_reports(fixed: Options) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from trainers.lora.data.dataset import TOKEN_MULTIPLE, Dataset
+from trainers.lora.data.dataset import Dataset, padded
 from trainers.lora.memory import DeviceMemory, Load, Room, is_out_of_memory
 from trainers.lora.model.weights import WeightPool
 from trainers.lora.options import LoraOptions
@@ -42,8 +42,7 @@ class Admission:
         """Return what a trial with these options puts on the device."""
         lengths = self._dataset.train_lengths
         rows = min(options.per_device_train_batch_size, len(lengths))
-        width = -(-max(lengths) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
-        return Load(self._weights.num_parameters(options), rows * width)
+        return Load(self._weights.num_parameters(options), rows * padded(max(lengths)))
 
     def fits(self, options: LoraOptions) -> bool:
         """Return whether a trial fits beside those present; alone it always does."""

@@ -24,6 +24,11 @@ TOKEN_MULTIPLE = 32
 matrix product depends, is set by its own batch in few and fixed steps."""
 
 
+def padded(length: int) -> int:
+    """Return the next multiple of TOKEN_MULTIPLE."""
+    return -(-length // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of one forward pass.
@@ -134,7 +139,7 @@ class Dataset:
             examples = [join(examples)]
             max_length = max(max_length, len(examples[0].input_ids))
         longest = max(len(example.input_ids) for example in examples)
-        width = min(-(-longest // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, max_length)
+        width = min(padded(longest), max_length)
         shape = (len(examples), width)
         input_ids = torch.full(shape, self._pad_token_id, dtype=torch.int64)
         attention_mask = torch.zeros(shape, dtype=torch.int64)

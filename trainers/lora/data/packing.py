@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trainers.lora.data.encoding import IGNORE_INDEX, Example
+from trainers.lora.model.modes import evaluating
 
 _LEAK_TOLERANCE = 0.05
 """How much of a real leak's effect may be rounding."""
@@ -91,10 +92,8 @@ def check_keeps_apart(model: Any, device: torch.device) -> None:
     other = tokens.clone()
     other[:, :8] = (tokens[:, :8] + 17).remainder(size)
     apart = positions([8, 8], 16).to(device)[None]
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             given = {"position_ids": apart, "attention_mask": None, "use_cache": False}
             one, changed = (model(input_ids=row, **given).logits[:, 8:] for row in (tokens, other))
             plain = model(input_ids=tokens, use_cache=False).logits[:, 8:]
@@ -103,8 +102,6 @@ def check_keeps_apart(model: Any, device: torch.device) -> None:
             f"packing: this model ({type(model).__name__}) does not take the positions of several "
             f"examples in a row ({error}). Leave packing out."
         ) from error
-    finally:
-        model.train(was_training)
     leak = (one - changed).float().abs().max().item()
     seen = (one - plain).float().abs().max().item()
     if not leak <= _LEAK_TOLERANCE * seen:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers.lora.data.dataset import TOKEN_MULTIPLE
+from trainers.lora.data.dataset import TOKEN_MULTIPLE, padded
 from trainers.lora.model.base_model import BaseModel
+from trainers.lora.model.modes import evaluating
 from trainers.lora.pack.attention import attending_within
 from trainers.lora.pack.loss import Head
 from trainers.lora.pack.rows import Rows
@@ -131,33 +132,36 @@ def _lengths_problem(model: Any, max_length: int) -> str | None:
 @torch.no_grad()
 def _layout_problem(base: BaseModel, head: Head, max_length: int) -> str | None:
     """Compare rows end to end with each row by itself, and with another row beside it."""
-    model, device = base.model, base.device
+    model = base.model
     widths = _widths(model, max_length)
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     one, two, other = (
         torch.randint(vocabulary, (width,), generator=generator) for width in (*widths, widths[0])
     )
-    was_training = model.training
-    model.eval()
     try:
-        together, beside_other = (_logits(base, head, [row, two]) for row in (one, other))
-        keep = {"logits_to_keep": TOKEN_MULTIPLE} if base.selects_logits else {}
-        for row, found in zip((one, two), together, strict=True):
-            alone = model(input_ids=row[None].to(device), use_cache=False, **keep).logits[0]
-            alone = alone[-TOKEN_MULTIPLE:].float()
-            error = (found - alone).abs().mean().item()
-            if not error <= _TOLERANCE * (alone - alone.mean()).abs().mean().item():
-                return "it computes something else when rows lie end to end"
-        # The same shapes and positions: what is not the same bits has seen the other row.
-        if not torch.equal(together[1], beside_other[1]):
-            return "rows that lie end to end see each other"
+        with evaluating(model):
+            return _difference(base, head, one, two, other)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return f"it does not take rows end to end ({type(error).__name__}: {error})"
-    finally:
-        model.train(was_training)
+
+
+def _difference(base: BaseModel, head: Head, one: Tensor, two: Tensor, other: Tensor) -> str | None:
+    """Return what is wrong when row ``two`` lies behind ``one``, or behind ``other``."""
+    model = base.model
+    together, beside_other = (_logits(base, head, [row, two]) for row in (one, other))
+    keep = {"logits_to_keep": TOKEN_MULTIPLE} if base.selects_logits else {}
+    for row, found in zip((one, two), together, strict=True):
+        alone = model(input_ids=row[None].to(base.device), use_cache=False, **keep).logits[0]
+        alone = alone[-TOKEN_MULTIPLE:].float()
+        error = (found - alone).abs().mean().item()
+        if not error <= _TOLERANCE * (alone - alone.mean()).abs().mean().item():
+            return "it computes something else when rows lie end to end"
+    # The same shapes and positions: what is not the same bits has seen the other row.
+    if not torch.equal(together[1], beside_other[1]):
+        return "rows that lie end to end see each other"
     return None
 
 
@@ -187,10 +191,10 @@ def _widths(model: Any, max_length: int) -> tuple[int, int]:
     """
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or 2**30
-    longest = min(longest, -(-max_length // TOKEN_MULTIPLE) * TOKEN_MULTIPLE)
+    longest = min(longest, padded(max_length))
     windows = [_number(config, name) for name in ("sliding_window", "attention_chunk_size")]
     wide = max(int(window or 0) for window in windows)
-    wide = -(-wide // TOKEN_MULTIPLE) * TOKEN_MULTIPLE + 2 * TOKEN_MULTIPLE
+    wide = padded(wide) + 2 * TOKEN_MULTIPLE
     return min(wide if wide <= _WIDEST else 2 * TOKEN_MULTIPLE, longest), min(
         TOKEN_MULTIPLE, longest
     )

@@ -151,9 +151,10 @@ class AdaptedLayer:
             inner_grad_STR = torch.bmm(gradient_STO, stacks.second).mul_(run.scale)
             if run.rank not in firsts:
                 firsts[run.rank] = self._takes_first(run.rank, route)
+            of_first, of_second = (stack[run.slots] for stack in self.gradients(run.rank))
             for of_factor, one, other in (
-                (stacks.first_gradient, inner_grad_STR.mT, x_STI),
-                (stacks.second_gradient, gradient_STO.mT, inner_STR),
+                (of_first, inner_grad_STR.mT, x_STI),
+                (of_second, gradient_STO.mT, inner_STR),
             ):
                 if firsts[run.rank]:
                     torch.bmm(one, other, out=of_factor)
@@ -172,8 +173,7 @@ class AdaptedLayer:
         key = (run.rank, run.slots.start, run.slots.stop)
         if key not in self._views:
             first, second = (stack[run.slots] for stack in self.weights(run.rank))
-            of_first, of_second = (stack[run.slots] for stack in self.gradients(run.rank))
-            self._views[key] = _RunStacks(first, first.mT, second, second.mT, of_first, of_second)
+            self._views[key] = _RunStacks(first, first.mT, second, second.mT)
         return self._views[key]
 
     def _takes_first(self, rank: int, route: Route) -> bool:
@@ -192,16 +192,12 @@ class _RunStacks:
         first_turned: Shape (trials, in, rank).
         second: B, shape (trials, out, rank).
         second_turned: Shape (trials, rank, out).
-        first_gradient: As ``first``.
-        second_gradient: As ``second``.
     """
 
     first: Tensor
     first_turned: Tensor
     second: Tensor
     second_turned: Tensor
-    first_gradient: Tensor
-    second_gradient: Tensor
 
 
 class _AdaptedLinear(torch.autograd.Function):

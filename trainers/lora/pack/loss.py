@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers.lora.data.dataset import TOKEN_MULTIPLE
+from trainers.lora.data.dataset import TOKEN_MULTIPLE, padded
 from trainers.lora.data.encoding import IGNORE_INDEX
 
 CHUNK_ELEMENTS = 2**25
@@ -53,7 +53,7 @@ def find_targets(targets: Tensor, widths: tuple[int, ...]) -> Targets:
     places, start = [], 0
     for count in counts:
         places.append(torch.arange(start, start + count))
-        start += -(-count // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+        start += padded(count)
     (tokens,) = is_target.nonzero(as_tuple=True)
     return Targets(tokens, torch.cat(places).to(tokens.device), targets[tokens], counts, start)
 

@@ -15,7 +15,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from trainers.lora.data.dataset import TOKEN_MULTIPLE
+from trainers.lora.data.dataset import padded
 from trainers.lora.data.encoding import IGNORE_INDEX, Example
 from trainers.lora.data.packing import pieces, positions
 
@@ -69,7 +69,7 @@ class Rows:
 def lay_out(examples: Sequence[Example]) -> Rows:
     """Return examples as rows, the widest first."""
     examples = sorted(examples, key=lambda example: -len(example.input_ids))
-    widths = [-(-len(example.input_ids) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE for example in examples]
+    widths = [padded(len(example.input_ids)) for example in examples]
     input_ids = torch.zeros(sum(widths), dtype=torch.int64)  # padding: any id
     targets = torch.full_like(input_ids, IGNORE_INDEX)
     start = 0

@@ -150,8 +150,7 @@ class Stacks:
             )
             places.append(place)
             start += part.num_tokens
-        for trial in dict.fromkeys(part.trial for part in parts):
-            self._load(self._entries[trial])
+            self._load(entry)
         self._route = Route(places)
         try:
             yield
