@@ -186,6 +186,28 @@ class StudySpec(_Part):
     lease_s: float = Field(
         30.0, ge=1, description="Seconds after which a silent driver loses its trials to another."
     )
+    stall_timeout: float = Field(
+        1800.0,
+        ge=1,
+        description="Seconds after which a trial that makes no step is killed and goes on from its "
+        "checkpoint. Longer than a model takes to load and a validation to run.",
+    )
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="How often a trial goes on after its process or node was lost or stalled; then "
+        "it fails.",
+    )
+    max_identical_errors: int = Field(
+        3,
+        ge=1,
+        description="The study stops when this many trials in a row failed with the same error.",
+    )
+    disk_quota_gib: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="GiB that the study's folder may take; a checkpoint that would take it beyond "
+        "stops the study, with what to delete. None: until the disk is full.",
+    )
 
     @property
     def search_space(self) -> SearchSpace:

@@ -31,6 +31,7 @@ CONFIG = "hpo:config"
 DIGEST = "hpo:digest"
 REPORT = "hpo:report:"
 END = "hpo:end"
+LOSSES = "hpo:losses"  # causes, one for each time that the trial's process or node was lost
 CONSTRAINTS = "constraints"  # Optuna's own, in the form that optuna-dashboard 0.21 reads too
 INFEASIBLE = [1.0]  # of a trial that fits on no device; of Optuna's samplers TPE minds it
 METRIC_NAMES = "study:metric_names"  # Optuna's own: the dashboard writes it at the axes
@@ -51,8 +52,8 @@ class TrialRecord:
         params: What was searched.
         config: The trainer's whole config.
         reports: Validation index -> step and metrics, in order.
-        reason: Why it ended: finished, stopped_early, pruned, diverged, out_of_memory, failed; None if
-            it has not.
+        reason: Why it ended: finished, stopped_early, pruned, diverged, out_of_memory, failed (by its own
+            error), lost (with its process or node, too often); None if it has not.
         message: The error of a trial that diverged, failed or was out of memory.
         notes: What the trainer had to say of its data and model, each once.
         seconds: From its first start to its end, or to now.

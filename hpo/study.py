@@ -10,6 +10,7 @@ import copy
 import logging
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ from hpo.studies import (
     DIGEST,
     END,
     INFEASIBLE,
+    LOSSES,
     REPORT,
     StudyRecord,
     TrialRecord,
@@ -63,6 +65,7 @@ STATE_OF_END = {
     "diverged": TrialState.PRUNED,
     "out_of_memory": TrialState.PRUNED,
     "failed": TrialState.FAIL,
+    "lost": TrialState.FAIL,
 }
 
 
@@ -322,6 +325,46 @@ class Study:
         """Tell that a trial could not be trained."""
         self._end(number, "failed", message)
 
+    def lose(self, number: int, cause: str) -> bool:
+        """Count that a trial's process or node was lost or stalled; it is no fault of its config.
+
+        Returns:
+            Whether it goes on from its checkpoint; else it was told as failed: too often.
+
+        Raises:
+            LeaseLostError: Another driver has it.
+        """
+        trial_id = self._ids[number]
+        losses = [*self._mirror.trials[number].system_attrs.get(LOSSES, []), cause]
+
+        def write() -> None:
+            with self._leases.held(trial_id, self._claims[number].epoch):
+                self._storage.set_trial_system_attr(trial_id, LOSSES, losses)
+
+        self._write(write)
+        self._mirror.trials[number].system_attrs[LOSSES] = losses
+        if len(losses) <= self.spec.max_failures:
+            return True
+        said = "; ".join(f"{losses.count(loss)} x {loss}" for loss in dict.fromkeys(losses))
+        self._end(number, "lost", f"it was lost {len(losses)} times: {said}")
+        return False
+
+    def repeated_error(self) -> str | None:
+        """Return the error that the last ``max_identical_errors`` ended trials failed with, if any."""
+        ended = [trial for trial in self._mirror.trials if trial.state.is_finished()]
+        ended.sort(key=lambda trial: (str(trial.datetime_complete), trial.number))
+        last = [
+            trial.system_attrs.get(END, {}) for trial in ended[-self.spec.max_identical_errors :]
+        ]
+        errors = {
+            _kind_of(end.get("message") or "") for end in last if end.get("reason") == "failed"
+        }
+        if len(last) < self.spec.max_identical_errors or len(errors) != 1:
+            return None
+        if any(end.get("reason") != "failed" for end in last):
+            return None
+        return str(last[-1]["message"])
+
     def release(self, number: int) -> None:
         """Hand an unfinished trial back, to be adopted by whoever comes next."""
         claim = self._claims.pop(number)
@@ -492,6 +535,12 @@ class Study:
 
     def _write(self, action: Callable[[], _T]) -> _T:
         return guarded(self.record.database.url, action)
+
+
+def _kind_of(message: str) -> str:
+    """Return an error's last line without its numbers: the same mistake in two trials is one."""
+    lines = message.strip().splitlines() or [""]
+    return re.sub(r"\d+", "#", lines[-1])
 
 
 def _told_values(trial: FrozenTrial, state: TrialState, best: int | None) -> list[float] | None:

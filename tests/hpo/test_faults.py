@@ -1,0 +1,68 @@
+"""Faults at named points: off they are nothing, armed they strike once and where they should."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpo import faults
+from tests.integration.command import ROOT
+
+REACH = "from hpo import faults\nfor _ in range(3): faults.reached('told'); print('on', flush=True)"
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> object:
+    yield
+    faults.arm("")
+
+
+def reach(**env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", REACH],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_off_a_point_is_an_empty_function() -> None:
+    assert faults.reached is faults._nothing
+
+
+def test_a_kill_strikes_at_the_time_that_it_is_armed_for() -> None:
+    killed = reach(HPO_FAULTS="told=kill@3")
+    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "on\non\n")
+
+
+def test_processes_that_share_a_folder_are_struck_once(tmp_path: Path) -> None:
+    env = {"HPO_FAULTS": "told=kill", "HPO_FAULTS_FOLDER": str(tmp_path)}
+    assert reach(**env).returncode == -signal.SIGKILL
+    assert reach(**env).returncode == 0
+
+
+def test_a_full_disk_is_the_systems_own_error() -> None:
+    faults.arm("checkpoint saved = disk_full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        faults.reached("checkpoint saved")
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("text", ["nowhere=kill", "told=explode", "told=kill@x", "told"])
+def test_what_cannot_be_armed_is_said_with_what_can(text: str) -> None:
+    with pytest.raises(ValueError, match=r"Points: proposed, .*Actions: kill, "):
+        faults.arm(text)
+
+
+def test_every_point_is_reached_somewhere_and_no_other() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "hpo").rglob("*.py"))
+    assert set(re.findall(r'faults\.reached\("([^"]+)"\)', source)) - {"told"} <= set(faults.POINTS)
