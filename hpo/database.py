@@ -1,14 +1,15 @@
-"""The database under a study: opened, tuned, versioned, and shown without its password.
+"""The database under a study: opened, tuned, versioned, and asked.
 
-Only ``hpo.study`` uses this. Tables of Optuna are Optuna's; ours are the schema's version and the
-leases (``hpo.leases``).
+Only ``hpo.study`` and its parts use this. Tables of Optuna are Optuna's; ours are the schema's version
+and the leases (``hpo.leases``). What happens when it fails is in ``hpo.database_faults``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
+import enum
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,32 +17,65 @@ import filelock
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from sqlalchemy.exc import DBAPIError
 
+from hpo.database_faults import Patience, opens_later, storage_error
+from hpo.database_faults import shown as shown
+from hpo.database_faults import without_secrets as without_secrets
 from hpo.errors import NoDatabaseError, StorageError, StudyError
 
 _T = TypeVar("_T")
 
 SCHEMA_VERSION = 1
-BUSY_TIMEOUT_S = 30
-RETRY_FOR_S = 60
+BUSY_TIMEOUT_S = 5.0
+"""One wait of SQLite for another program's write; ``Patience`` repeats it, and can tell the user."""
+
+LOCK_TIMEOUT_S = 5.0
+FROZEN_AFTER_S = 10.0
+"""A driver that stands still in the midst of a write that long is cut off: others wait for its rows."""
+
+SERVER_OPTIONS: dict[str, Any] = {
+    "connect_timeout": 10,
+    "fallback_application_name": "hpo",
+    # A server whose machine is gone sends no word: without these a driver would listen for hours.
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
 METADATA = sa.MetaData()
 SCHEMA = sa.Table("hpo_schema", METADATA, sa.Column("version", sa.Integer, primary_key=True))
 
 
-def shown(url: str) -> str:
-    """Return a URL as it may be printed, logged or stored: without its password."""
-    try:  # a query may hold a password too
-        return make_url(url).set(query={}).render_as_string(hide_password=True)
-    except (sa.exc.ArgumentError, ValueError):
-        return "the database"
+class Lock(enum.IntEnum):
+    """Our advisory locks on a PostgreSQL that others may use, too."""
+
+    OPENING = 0x68706F00  # the tables are made
+    PROPOSING = 0x68706F01  # the next trial is chosen
+    INSERTING = 0x68706F02  # a trial is stored, or the whole study deleted
+    BEST = 0x68706F03  # `best/` is written
 
 
-def without_secrets(text: str) -> str:
-    """Return a text of a library with the passwords of any URL in it struck out."""
-    text = re.sub(r"(\w[\w+.-]*://[^\s:/@]*):\S+@", r"\1:***@", text)
-    return re.sub(r"(password\s*=\s*)[^\s&]+", r"\1***", text, flags=re.IGNORECASE)
+@dataclass(frozen=True)
+class Turn:
+    """One driver's turn to do what one does at a time.
+
+    Attributes:
+        connection: Whose transaction holds the lock; None where there is but one driver.
+    """
+
+    connection: sa.Connection | None
+
+    def lasts(self) -> bool:
+        """Return whether it was this driver's turn until now: one that stood still loses it."""
+        if self.connection is None:
+            return True
+        try:
+            self.connection.execute(sa.select(1))
+        except DBAPIError:
+            return False
+        return True
 
 
 class Database:
@@ -52,6 +86,9 @@ class Database:
         engine: SQLAlchemy's, the same connections.
         is_sqlite: Embedded in a file: one driver at a time, held by a file lock.
     """
+
+    storage: RDBStorage
+    engine: sa.Engine
 
     def __init__(self, url: str, *, create: bool = True) -> None:
         """Open a database and make the tables it lacks.
@@ -66,7 +103,9 @@ class Database:
         """
         self.url = url
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
-        if self.is_sqlite and not create and not Path(str(make_url(url).database)).exists():
+        self._file: tuple[int, int] | None = None
+        self._patience = Patience(shown(url))
+        if self.is_sqlite and not create and not self._path.exists():
             raise NoDatabaseError(
                 f"there is no database {shown(url)}. Go to the folder where the study was begun, or "
                 f"name its database with --storage."
@@ -74,23 +113,23 @@ class Database:
         if self.is_sqlite:
             self._make_folder()
         try:
-            self._tune_file()
-            self.storage = RDBStorage(url, engine_kwargs=self._engine_options())
-            self.engine: sa.Engine = self.storage.engine
-            if self.is_sqlite:
-                sa.event.listen(self.engine, "connect", _tune_connection)
-                self.engine.dispose()  # the connections made so far were not tuned
-            self._check_schema()
+            self._patience(self._open, opens_later)
         except RuntimeError as error:  # Optuna: its tables are of another version
             raise StorageError(
                 f"{shown(url)} was written by another version of Optuna: {error} Use the "
                 f"environment that wrote it, or another database."
             ) from None
-        except (SQLAlchemyError, OSError, ImportError) as error:
-            raise storage_error(url, error) from None
+        except (OSError, ImportError) as error:
+            raise storage_error(shown(url), error) from None
+        if self.is_sqlite:
+            self._file = _identity(self._path)
+
+    @property
+    def _path(self) -> Path:
+        return Path(str(make_url(self.url).database))
 
     def _make_folder(self) -> None:
-        folder = Path(str(make_url(self.url).database)).parent
+        folder = self._path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -98,19 +137,43 @@ class Database:
                 f"cannot make the folder {folder} for the database: {error}"
             ) from None
 
+    def _open(self) -> None:
+        self._tune_file()
+        with self._opening():
+            self.storage = RDBStorage(self.url, engine_kwargs=self._engine_options())
+            self.engine = self.storage.engine
+            tune = _tune_file_connection if self.is_sqlite else _tune_server_connection
+            sa.event.listen(self.engine, "connect", tune)
+            self.engine.dispose()  # the connections made so far were not tuned
+            self._check_schema()
+
     def _tune_file(self) -> None:
         """Switch a SQLite file to WAL once; it stays so. Readers then never wait for the writer."""
         if not self.is_sqlite:
             return
         engine = sa.create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT_S})
-        with engine.connect() as connection:
-            connection.execute(sa.text("PRAGMA journal_mode=WAL"))
-        engine.dispose()
+        try:
+            with engine.connect() as connection:
+                connection.execute(sa.text("PRAGMA journal_mode=WAL"))
+        finally:
+            engine.dispose()
+
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Let one process at a time make the tables: PostgreSQL's own check for them can race."""
+        if self.is_sqlite:
+            yield
+            return
+        engine = sa.create_engine(self.url, connect_args=SERVER_OPTIONS, poolclass=sa.NullPool)
+        with engine.begin() as connection:
+            _set_timeouts(connection, LOCK_TIMEOUT_S, FROZEN_AFTER_S)
+            _lock(connection, Lock.OPENING, 0)
+            yield
 
     def _engine_options(self) -> dict[str, Any]:
         if self.is_sqlite:
             return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-        return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+        return {"pool_pre_ping": True, "connect_args": SERVER_OPTIONS}
 
     def _check_schema(self) -> None:
         METADATA.create_all(self.engine)
@@ -124,31 +187,111 @@ class Database:
                     f"{SCHEMA_VERSION}). Update hpo, or use another database."
                 )
 
-    @contextlib.contextmanager
-    def exclusive(self, study_id: int) -> Iterator[None]:
-        """Let one driver at a time decide what the next trial is.
+    # Asking
 
-        SQLite needs nothing: its driver holds the file lock.
+    def write(self, act: Callable[[sa.Connection], _T]) -> _T:
+        """Do something in one transaction; again, and maybe twice, if a fault may pass.
+
+        Raises:
+            StorageError: The fault lasts.
+        """
+
+        def once() -> _T:
+            with self.engine.begin() as connection:
+                return act(connection)
+
+        return self.guarded(once)
+
+    def look(self, act: Callable[[sa.Connection], _T]) -> _T:
+        """Read, as everything was at one moment.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+
+        def once() -> _T:
+            with self.engine.connect() as connection:
+                if self.is_sqlite:
+                    connection.exec_driver_sql("BEGIN")
+                else:
+                    connection.execution_options(isolation_level="REPEATABLE READ")
+                return act(connection)
+
+        return self.guarded(once)
+
+    def guarded(self, action: Callable[[], _T]) -> _T:
+        """Do something with the database, again while its fault may pass (busy, restarted, cut off).
+
+        Raises:
+            StorageError: The fault lasts.
+        """
+        self._check_file()
+        return self._patience(action)
+
+    def _check_file(self) -> None:
+        """See that the open file is still the one of that name: others would not find what we write.
+
+        Raises:
+            StorageError: It is not.
+        """
+        if self._file is not None and _identity(self._path) != self._file:
+            raise StorageError(
+                f"the file {self._path} was removed or replaced by another while it was in use; what "
+                f"the study did since then is not in it. Put the right file back, then type "
+                f"`hpo resume`: it goes on from what that one says, and from the checkpoints."
+            )
+
+    # One at a time
+
+    @contextlib.contextmanager
+    def exclusive(
+        self, lock: Lock, study_id: int, silence_s: float, meanwhile: Callable[[], object]
+    ) -> Iterator[Turn]:
+        """Let one driver at a time do something.
+
+        SQLite needs nothing: its driver holds the file lock. On a server one that has stood still
+        for ``silence_s`` loses its turn: nobody waits for a frozen driver for ever.
+
+        Args:
+            lock: What is to be done.
+            study_id: Of which study.
+            silence_s: How long the others wait for a driver that gives no sign of life.
+            meanwhile: Called now and then while others have their turn.
         """
         if self.is_sqlite:
-            yield
+            yield Turn(None)
             return
-        connection = guarded(self.url, lambda: self._advisory_lock(study_id))
+        while (connection := self.guarded(lambda: self._held(lock, study_id, silence_s))) is None:
+            meanwhile()
         try:
-            yield
+            yield Turn(connection)
         finally:
-            with contextlib.suppress(SQLAlchemyError):  # a lost connection has lost its lock too
-                connection.close()
+            with contextlib.suppress(DBAPIError):  # a lost connection has lost its lock too
+                connection.rollback()
+            connection.close()
 
-    def _advisory_lock(self, key: int) -> sa.Connection:
-        """Return a connection whose transaction holds the lock; it ends with either, or a crash."""
+    def _held(self, lock: Lock, study_id: int, silence_s: float) -> sa.Connection | None:
+        """Return a connection whose transaction holds a lock, until it ends or its process does.
+
+        None if others have kept the lock for a while.
+        """
         connection = self.engine.connect()
         try:
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-        except BaseException:
+            _set_timeouts(connection, silence_s / 4, silence_s)
+            _lock(connection, lock, study_id)
+        except BaseException as error:
+            with contextlib.suppress(DBAPIError):
+                connection.rollback()
             connection.close()
+            if getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03":
+                return None
             raise
         return connection
+
+    def lock_in(self, connection: sa.Connection, lock: Lock, study_id: int) -> None:
+        """Take a lock for the rest of a transaction; SQLite's writers are one at a time anyway."""
+        if not self.is_sqlite:
+            _lock(connection, lock, study_id)
 
     def driver_lock(self, study: str) -> filelock.FileLock | None:
         """Return the lock of a study's one driver on SQLite, taken; None on a server.
@@ -160,7 +303,7 @@ class Database:
         """
         if not self.is_sqlite:
             return None
-        path = f"{make_url(self.url).database}.{study}.lock"
+        path = f"{self._path}.{study}.lock"
         lock = filelock.FileLock(path, timeout=0)
         try:
             lock.acquire()
@@ -170,7 +313,9 @@ class Database:
                 f"`hpo stop {study}`. For several drivers at once use PostgreSQL."
             ) from None
         except OSError as error:
-            raise StorageError(f"cannot lock {path}: {error}") from None
+            raise StorageError(
+                f"cannot lock {path}: {error.strerror or error}. Make the folder writable for you."
+            ) from None
         return lock
 
     def close(self) -> None:
@@ -179,48 +324,40 @@ class Database:
         self.engine.dispose()
 
 
-def storage_error(url: str, error: BaseException) -> StorageError:
-    """Return what a user is told of a database's error, without passwords."""
-    cause = getattr(error, "orig", None) or error
-    reason = " ".join(without_secrets(str(cause)).split())
-    return StorageError(
-        f"the database {shown(url)} cannot be used: {reason}. Check that it runs and may be written; "
-        f"what was stored is safe, and `hpo resume` goes on from it."
-    )
+def _lock(connection: sa.Connection, lock: Lock, study_id: int) -> None:
+    taking = sa.text("SELECT pg_advisory_xact_lock(:lock, :study)")
+    connection.execute(taking, {"lock": int(lock), "study": study_id})
 
 
-def guarded(url: str, action: Callable[[], _T]) -> _T:
-    """Do something with the database, again while its fault may pass (busy, restarted, cut off).
-
-    Raises:
-        StorageError: The fault lasts.
-    """
-    retrying = Retrying(
-        retry=retry_if_exception(_may_pass),
-        wait=wait_exponential_jitter(multiplier=0.1, max=5),
-        stop=stop_after_delay(RETRY_FOR_S),
-        reraise=True,
-    )
-    try:
-        return retrying(action)
-    except SQLAlchemyError as error:
-        raise storage_error(url, error) from None
-    except Exception as error:
-        if isinstance(error.__cause__, SQLAlchemyError):  # Optuna wraps what SQLAlchemy raises
-            raise storage_error(url, error.__cause__) from None
-        raise
+def _set_timeouts(connection: sa.Connection, lock_s: float, silence_s: float) -> None:
+    """Give a transaction its own limits: of a wait for a lock, and of standing still."""
+    for name, seconds in _limits(lock_s, silence_s):
+        connection.execute(sa.select(sa.func.set_config(name, str(seconds), True)))
 
 
-def _may_pass(error: BaseException) -> bool:
-    fault = error.__cause__ or error  # Optuna wraps what SQLAlchemy raises
-    if not isinstance(fault, sa.exc.OperationalError | sa.exc.InterfaceError):
-        return False
-    return not any(word in str(fault).lower() for word in ("readonly", "read-only", "disk", "full"))
+def _limits(lock_s: float, silence_s: float) -> list[tuple[str, int]]:
+    names = ("lock_timeout", "idle_in_transaction_session_timeout")
+    return [(n, max(1, round(1000 * s))) for n, s in zip(names, (lock_s, silence_s), strict=True)]
 
 
-def _tune_connection(connection: Any, _record: object) -> None:
+def _tune_server_connection(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        for name, milliseconds in _limits(LOCK_TIMEOUT_S, FROZEN_AFTER_S):
+            cursor.execute(f"SET {name} = {milliseconds}")
+    connection.commit()  # a rollback would take it back
+
+
+def _tune_file_connection(connection: Any, _record: object) -> None:
     """Trade the fsync of each commit for WAL's: no commit is lost with the process, see SQLite."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
+    cursor.execute(f"PRAGMA busy_timeout={round(BUSY_TIMEOUT_S * 1000)}")
     cursor.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -7,6 +7,7 @@ written in the same transaction (``hpo.rows``).
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,13 @@ class Leases:
             return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Float)
         return sa.literal_column("extract(epoch from clock_timestamp())", sa.Float)
 
+    @property
+    def utc(self) -> sa.ColumnElement[datetime.datetime] | datetime.datetime:
+        """The same moment as Optuna stores it: UTC, without saying so."""
+        if self.database.is_sqlite:  # on this very machine
+            return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+        return sa.literal_column("timezone('utc', clock_timestamp())", sa.DateTime)
+
     def claim(self, connection: sa.Connection, trial_id: int) -> int | None:
         """Claim a trial that nobody holds, or whose lease has run out.
 
@@ -67,7 +75,8 @@ class Leases:
         Returns:
             The epoch of the claim; None if another driver has it.
         """
-        free = sa.true() if self.database.is_sqlite else LEASES.c.expires_at < self.now
+        ours = LEASES.c.owner == self.owner  # claimed by an act whose answer was lost
+        free = sa.true() if self.database.is_sqlite else (LEASES.c.expires_at < self.now) | ours
         updated = connection.execute(
             LEASES.update()
             .where(LEASES.c.trial_id == trial_id, free)
@@ -96,15 +105,23 @@ class Leases:
                 f"out); what this driver has of it is dropped."
             )
 
+    def free(self, connection: sa.Connection, trial_ids: Sequence[int]) -> list[int]:
+        """Return those of some trials that nobody else holds now, in their order."""
+        held = sa.select(LEASES.c.trial_id).where(
+            LEASES.c.trial_id.in_(trial_ids),
+            LEASES.c.expires_at >= self.now,
+            LEASES.c.owner != self.owner,
+        )
+        taken = set(connection.execute(held).scalars())
+        return [trial_id for trial_id in trial_ids if trial_id not in taken]
+
     def let_go(self, connection: sa.Connection, trial_id: int, epoch: int) -> None:
         """Let anyone claim the trial at once."""
         self._set(connection, trial_id, epoch, sa.literal(0.0))
 
     def renew(self, connection: sa.Connection, claims: Sequence[tuple[int, int]]) -> list[int]:
         """Renew many leases, (trial id, epoch) each; return the trials of those that are lost."""
-        ordered = sorted(
-            claims
-        )  # two drivers that lock rows in one order never wait for each other
+        ordered = sorted(claims)  # two drivers that lock rows in one order never wait in a ring
         return [
             trial_id
             for trial_id, epoch in ordered

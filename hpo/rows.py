@@ -8,7 +8,6 @@ Reading is in ``hpo.stored_trials``.
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,7 +18,8 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from hpo.attributes import CONFIG, CONSTRAINTS, DIGEST, END, INFEASIBLE, LOSSES, REPORT
-from hpo.database import Database, guarded
+from hpo.database import Database, Lock
+from hpo.errors import StudyError
 from hpo.leases import LEASES, Leases, insert_into
 from hpo.proposals import Proposal
 from hpo.stored_trials import (
@@ -27,6 +27,7 @@ from hpo.stored_trials import (
     FINISHED,
     PARAMS,
     REPORTS,
+    STUDIES,
     TRIALS,
     USER_ATTRIBUTES,
     VALUES,
@@ -36,7 +37,6 @@ _T = TypeVar("_T")
 
 _FINITE = models.TrialValueModel.TrialValueType.FINITE
 _FINITE_REPORT = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
-_INSERTING = 0x68706F  # names our advisory lock on a PostgreSQL that others may use, too
 
 
 class Rows:
@@ -61,9 +61,7 @@ class Rows:
         return self._do(lambda connection: self._insert(connection, number, proposal))
 
     def _insert(self, connection: sa.Connection, number: int, proposal: Proposal) -> int | None:
-        if not self._database.is_sqlite:
-            lock = sa.text("SELECT pg_advisory_xact_lock(:what, :study)")
-            connection.execute(lock, {"what": _INSERTING, "study": self._study_id})
+        self._database.lock_in(connection, Lock.INSERTING, self._study_id)
         there = connection.execute(
             sa.select(TRIALS.c.trial_id, LEASES.c.owner, LEASES.c.epoch)
             .join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id, isouter=True)
@@ -72,13 +70,18 @@ class Rows:
         if there is not None:
             is_ours = (there.owner, there.epoch) == (self._leases.owner, 1)
             return int(there.trial_id) if is_ours else None
+        known = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == self._study_id)
+        if connection.execute(known).first() is None:
+            raise StudyError(
+                "the study was deleted while this driver was away; it has nothing left."
+            )
         trial_id = connection.execute(
             TRIALS.insert()
             .values(
                 number=number,
                 study_id=self._study_id,
                 state=TrialState.RUNNING,
-                datetime_start=_now(),
+                datetime_start=self._leases.utc,
             )
             .returning(TRIALS.c.trial_id)
         ).scalar_one()
@@ -111,6 +114,12 @@ class Rows:
         ]
         connection.execute(ATTRIBUTES.insert(), rows)
 
+    def free(self, trial_ids: Sequence[int]) -> list[int]:
+        """Return those of some trials that a claim may get, in their order."""
+        if self._database.is_sqlite or not trial_ids:
+            return list(trial_ids)
+        return self._database.look(lambda connection: self._leases.free(connection, trial_ids))
+
     def claim(self, trial_id: int) -> int | None:
         """Take over an interrupted trial: it is this driver's, and RUNNING.
 
@@ -135,17 +144,22 @@ class Rows:
         self, trial_id: int, epoch: int, validation: int, said: Mapping[str, Any], value: float
     ) -> None:
         """Store a validation: its value for Optuna, and all that the trainer said of it."""
-        with_value = insert_into(self._database, REPORTS).values(
-            trial_id=trial_id,
-            step=validation,
-            intermediate_value=value,
-            intermediate_value_type=_FINITE_REPORT,
+        with_value = (
+            insert_into(self._database, REPORTS)
+            .values(
+                trial_id=trial_id,
+                step=validation,
+                intermediate_value=value,
+                intermediate_value_type=_FINITE_REPORT,
+            )
+            .on_conflict_do_nothing()
+            .returning(REPORTS.c.step)
         )
 
         def act(connection: sa.Connection) -> None:
             self._leases.hold(connection, trial_id, epoch)
-            self._put(connection, ATTRIBUTES, trial_id, {f"{REPORT}{validation}": said})
-            connection.execute(with_value.on_conflict_do_nothing())
+            if connection.execute(with_value).first() is not None:  # what is said stays as it is
+                self._put(connection, ATTRIBUTES, trial_id, {f"{REPORT}{validation}": said})
 
         self._do(act)
 
@@ -187,16 +201,17 @@ class Rows:
                 told = {"trial_id": trial_id, "objective": 0, "value": value}
                 connection.execute(VALUES.insert().values(**told, value_type=_FINITE))
             ended = TRIALS.update().where(TRIALS.c.trial_id == trial_id)
-            connection.execute(ended.values(state=state, datetime_complete=_now()))
+            connection.execute(ended.values(state=state, datetime_complete=self._leases.utc))
 
         self._do(act)
 
     def release(self, trial_id: int, epoch: int) -> None:
-        """Hand an unfinished trial back, to be claimed by anyone at once."""
+        """Hand a trial back, to be claimed by anyone at once; one that has ended stays as it is."""
 
         def act(connection: sa.Connection) -> None:
             self._leases.hold(connection, trial_id, epoch)
-            waiting = TRIALS.update().where(TRIALS.c.trial_id == trial_id)
+            unfinished = TRIALS.c.state.not_in(FINISHED)
+            waiting = TRIALS.update().where(TRIALS.c.trial_id == trial_id, unfinished)
             connection.execute(waiting.values(state=TrialState.WAITING))
             self._leases.let_go(connection, trial_id, epoch)
 
@@ -231,6 +246,10 @@ class Rows:
         """Return whether any driver of the study breathes."""
         return self._do(lambda connection: self._leases.any_driver(connection, self._study_id))
 
+    def is_driven(self, connection: sa.Connection) -> bool:
+        """Return whether any driver of the study breathes, as part of a transaction."""
+        return self._leases.any_driver(connection, self._study_id)
+
     # Ways
 
     def _put(
@@ -251,13 +270,4 @@ class Rows:
             )
 
     def _do(self, action: Callable[[sa.Connection], _T]) -> _T:
-        def once() -> _T:
-            with self._database.engine.begin() as connection:
-                return action(connection)
-
-        return guarded(self._database.url, once)
-
-
-def _now() -> datetime.datetime:
-    """Return the time as Optuna stores it: UTC, without saying so."""
-    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+        return self._database.write(action)

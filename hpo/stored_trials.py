@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,9 +19,10 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.attributes import CONFIG, REPORT
-from hpo.database import Database, guarded
+from hpo.database import Database
 from hpo.errors import StorageError
 
+STUDIES = cast(sa.Table, models.StudyModel.__table__)
 TRIALS = cast(sa.Table, models.TrialModel.__table__)
 PARAMS = cast(sa.Table, models.TrialParamModel.__table__)
 ATTRIBUTES = cast(sa.Table, models.TrialSystemAttributeModel.__table__)
@@ -31,8 +32,6 @@ REPORTS = cast(sa.Table, models.TrialIntermediateValueModel.__table__)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 _distribution = functools.lru_cache(maxsize=1024)(json_to_distribution)
-_value = models.TrialValueModel.stored_repr_to_value
-_reported = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,36 @@ class StoredTrials:
         """
         return self._read(sa.true(), light=light)
 
-    def changed(self, num_known: int, unfinished: Sequence[int]) -> list[FrozenTrial]:
-        """Return the trials that may have changed, lightly: new ones, and those of these ids."""
-        which = (TRIALS.c.number >= num_known) | TRIALS.c.trial_id.in_(unfinished)
-        return self._read(which, light=True)
+    def changed(self, num_known: int, unfinished: Mapping[int, int]) -> list[FrozenTrial]:
+        """Return the trials that are new, have ended or have reported since, lightly, by number.
+
+        Args:
+            num_known: Trials that the caller knows.
+            unfinished: Ids of those of them that may have changed -> how many reports it knows.
+        """
+        mine = TRIALS.c.study_id == self.study_id
+        new = sa.select(TRIALS.c.trial_id).where(mine, TRIALS.c.number >= num_known)
+        known = (
+            sa.select(TRIALS.c.trial_id, TRIALS.c.state, sa.func.count(REPORTS.c.step))
+            .join(REPORTS, REPORTS.c.trial_id == TRIALS.c.trial_id, isouter=True)
+            .where(mine, TRIALS.c.trial_id.in_(unfinished))
+            .group_by(TRIALS.c.trial_id, TRIALS.c.state)
+        )
+
+        def read(connection: sa.Connection) -> list[FrozenTrial]:
+            ids = list(connection.execute(new).scalars())
+            ids += [
+                trial_id
+                for trial_id, state, num_reports in (
+                    connection.execute(known) if unfinished else ()
+                )
+                if state in FINISHED or num_reports != unfinished[trial_id]
+            ]
+            if not ids:
+                return []
+            return _read_trials(connection, mine & TRIALS.c.trial_id.in_(ids), light=True)
+
+        return self.database.look(read)
 
     def of(self, numbers: Sequence[int], *, light: bool = False) -> list[FrozenTrial]:
         """Return the trials of these numbers, by number."""
@@ -66,12 +91,7 @@ class StoredTrials:
 
     def _read(self, which: sa.ColumnElement[bool], *, light: bool) -> list[FrozenTrial]:
         chosen = (TRIALS.c.study_id == self.study_id) & which
-
-        def read() -> list[FrozenTrial]:
-            with self.database.engine.connect() as connection:
-                return _read_trials(connection, chosen, light=light)
-
-        return guarded(self.database.url, read)
+        return self.database.look(lambda connection: _read_trials(connection, chosen, light=light))
 
 
 def _read_trials(
@@ -104,16 +124,15 @@ def _read_trials(
     for trial, row in _rows(connection, trials, chosen, PARAMS, PARAMS.c.param_id):
         distribution: BaseDistribution = _read(trial, _distribution, row.distribution_json)
         trial.distributions[row.param_name] = distribution
-        trial.params[row.param_name] = distribution.to_external_repr(row.param_value)
+        trial.params[row.param_name] = _read(trial, distribution.to_external_repr, row.param_value)
     heavy = (ATTRIBUTES.c.key == CONFIG) | ATTRIBUTES.c.key.startswith(REPORT, autoescape=True)
     wanted = ~(heavy & TRIALS.c.state.in_(FINISHED)) if light else sa.true()
     for trial, row in _rows(connection, trials, chosen & wanted, ATTRIBUTES):
         trial.system_attrs[row.key] = _read(trial, json.loads, row.value_json)
     for trial, row in _rows(connection, trials, chosen, VALUES):
-        trial.values = [_value(row.value, row.value_type)]
+        trial.values = [_read(trial, _value_in, row)]
     for trial, row in _rows(connection, trials, chosen, REPORTS, REPORTS.c.step):
-        value = _reported(row.intermediate_value, row.intermediate_value_type)
-        trial.intermediate_values[row.step] = value
+        trial.intermediate_values[row.step] = _read(trial, _reported_in, row)
     return list(trials.values())
 
 
@@ -134,14 +153,25 @@ def _rows(
             yield trial, row
 
 
-def _read(trial: FrozenTrial, decode: Any, text: str) -> Any:
+def _read(trial: FrozenTrial, decode: Callable[[Any], Any], stored: Any) -> Any:
     try:
-        return decode(text)
-    except (ValueError, TypeError, KeyError) as error:
+        return decode(stored)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise StorageError(
             f"what is stored of trial {trial.number} cannot be read ({error}): its rows are damaged. "
             f"Put a backup of the database back, or begin a new study."
         ) from None
+
+
+def _value_in(row: Any) -> float:
+    return models.TrialValueModel.stored_repr_to_value(row.value, row.value_type)
+
+
+def _reported_in(row: Any) -> float:
+    value = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value(
+        row.intermediate_value, row.intermediate_value_type
+    )
+    return float(value)
 
 
 def _local(stored: datetime.datetime | None) -> datetime.datetime | None:

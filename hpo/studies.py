@@ -13,26 +13,17 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.attributes import CONFIG, END, METRIC_NAMES, REPORT, SPEC, STOP
 from hpo.checkpoints import CheckpointStore
-from hpo.database import Database, guarded, shown
+from hpo.database import Database, Lock, shown
 from hpo.errors import NoDatabaseError, StudyError
-from hpo.leases import DRIVERS, LEASES
 from hpo.rows import Rows
 from hpo.spec import StudySpec
-from hpo.stored_trials import (
-    ATTRIBUTES,
-    PARAMS,
-    REPORTS,
-    TRIALS,
-    USER_ATTRIBUTES,
-    VALUES,
-    StoredTrials,
-)
+from hpo.stored_trials import StoredTrials
+from hpo.study_rows import delete_study, insert_study
 from hpo.summary import Summary, counts_by_study
 from search_spaces.problems import did_you_mean
 
@@ -138,7 +129,7 @@ class StudyRecord:
     def stop_requested(self, since: float) -> bool:
         """Return whether somebody has asked since a time by the database's clock."""
         storage = self.database.storage
-        attrs = guarded(self.database.url, lambda: storage.get_study_system_attrs(self.study_id))
+        attrs = self.database.guarded(lambda: storage.get_study_system_attrs(self.study_id))
         return float(attrs.get(STOP) or 0.0) >= since
 
     def is_driven(self) -> bool:
@@ -158,7 +149,7 @@ class StudyRecord:
 
     def _set(self, key: str, value: Any) -> None:
         storage = self.database.storage
-        guarded(self.database.url, lambda: storage.set_study_system_attr(self.study_id, key, value))
+        self.database.guarded(lambda: storage.set_study_system_attr(self.study_id, key, value))
 
     def delete(self) -> None:
         """Remove the study's rows. Its files are the caller's business.
@@ -166,22 +157,26 @@ class StudyRecord:
         Raises:
             StudyError: A driver runs it.
         """
-        if self.is_driven():
-            raise StudyError(
-                f"the study {self.name!r} is being run. Type `hpo stop {self.name}` first; the lease "
-                f"of a driver that died on a server runs out after {self.spec.lease_s:g} s."
-            )
-        guarded(self.database.url, self._delete_rows)
+        driving = StudyError(
+            f"the study {self.name!r} is being run. Type `hpo stop {self.name}` first; the lease of a "
+            f"driver that died on a server runs out after {self.spec.lease_s:g} s."
+        )
 
-    def _delete_rows(self) -> None:
-        trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == self.study_id)
-        with self.database.engine.begin() as connection:
-            connection.execute(LEASES.delete().where(LEASES.c.trial_id.in_(trials)))
-            connection.execute(DRIVERS.delete().where(DRIVERS.c.study_id == self.study_id))
-            for table in (PARAMS, ATTRIBUTES, USER_ATTRIBUTES, VALUES, REPORTS):
-                connection.execute(table.delete().where(table.c.trial_id.in_(trials)))
-            connection.execute(TRIALS.delete().where(TRIALS.c.study_id == self.study_id))
-        self.database.storage.delete_study(self.study_id)
+        def act(connection: sa.Connection) -> None:
+            self.database.lock_in(connection, Lock.INSERTING, self.study_id)
+            if self._rows().is_driven(connection):
+                raise driving
+            delete_study(connection, self.study_id)
+
+        try:
+            lock = self.database.driver_lock(self.name)
+        except StudyError:
+            raise driving from None
+        try:
+            self.database.write(act)
+        finally:
+            if lock is not None:
+                lock.release()
 
 
 def create_study(spec: StudySpec, url: str) -> StudyRecord:
@@ -194,23 +189,23 @@ def create_study(spec: StudySpec, url: str) -> StudyRecord:
     database = Database(url)
     folder = Path(spec.output_dir) / spec.study
     direction = StudyDirection.MINIMIZE if spec.direction == "minimize" else StudyDirection.MAXIMIZE
-    try:
-        study_id = guarded(url, lambda: database.storage.create_new_study([direction], spec.study))
-        if CheckpointStore(folder).trials():  # its trials would go on from them
-            database.storage.delete_study(study_id)
-            raise StudyError(
-                f"{folder} holds the checkpoints of another study {spec.study!r}, which is not in "
-                f"{shown(url)}. Remove the folder, or give another 'study:' or 'output_dir:'."
-            )
-        database.storage.set_study_system_attr(study_id, METRIC_NAMES, [spec.metric])
-        record = StudyRecord(database, study_id, spec)
-        return record.update_spec(spec)
-    except DuplicatedStudyError:
+    exists = StudyError(
+        f"the study {spec.study!r} exists in {shown(url)}. To go on with it type "
+        f"`hpo resume {spec.study}`; for a new one change 'study:' in the file or give --study; "
+        f"to remove it type `hpo delete {spec.study}`."
+    )
+    if any(name == spec.study for name, _ in counts_by_study(database)):
+        raise exists
+    if CheckpointStore(folder).trials():  # its trials would go on from them
         raise StudyError(
-            f"the study {spec.study!r} exists in {shown(url)}. To go on with it type "
-            f"`hpo resume {spec.study}`; for a new one change 'study:' in the file or give --study; "
-            f"to remove it type `hpo delete {spec.study}`."
-        ) from None
+            f"{folder} holds the checkpoints of another study {spec.study!r}, which is not in "
+            f"{shown(url)}. Remove the folder, or give another 'study:' or 'output_dir:'."
+        )
+    attributes = {METRIC_NAMES: [spec.metric], SPEC: spec.model_dump(mode="json")}
+    study_id = insert_study(database, spec.study, direction, attributes)
+    if study_id is None:
+        raise exists
+    return StudyRecord(database, study_id, spec)
 
 
 def open_study(name: str, url: str) -> StudyRecord:
@@ -223,10 +218,10 @@ def open_study(name: str, url: str) -> StudyRecord:
     database = Database(url, create=False)
     storage = database.storage
     try:
-        study_id = guarded(url, lambda: storage.get_study_id_from_name(name))
-        stored = storage.get_study_system_attrs(study_id).get(SPEC)
+        study_id = database.guarded(lambda: storage.get_study_id_from_name(name))
+        stored = database.guarded(lambda: storage.get_study_system_attrs(study_id)).get(SPEC)
     except KeyError:
-        known = [study.study_name for study in database.storage.get_all_studies()]
+        known = [name for name, _ in counts_by_study(database)]
         listed = f"It has: {', '.join(sorted(known))}." if known else "It has no study at all."
         raise StudyError(
             f"there is no study {name!r} in {shown(url)}.{did_you_mean(name, known)} {listed} "

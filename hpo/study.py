@@ -7,6 +7,7 @@ else is remembered. Which checkpoints go is in ``hpo.keeping``.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -26,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo import faults, trial_log
 from hpo.attributes import CONFIG, DIGEST, LOSSES, REPORT, SAMPLER_STATE
 from hpo.checkpoints import CheckpointStore
+from hpo.database import Lock, Turn
 from hpo.errors import ExhaustedError, LeaseLostError
 from hpo.keeping import LEFTOVER_AGE_S, Keeper
 from hpo.mirror import Mirror
@@ -123,7 +125,7 @@ class Study:
             ExhaustedError: There is nothing left, and nothing that could come back.
         """
         while True:
-            with self.record.database.exclusive(self.record.study_id):
+            with self._exclusive(Lock.PROPOSING):
                 self._see_other_drivers()
                 number = self._interrupted()
                 if number is None:
@@ -136,12 +138,11 @@ class Study:
 
     def _interrupted(self) -> int | None:
         """Claim the first unfinished trial that nobody holds, and return its number."""
-        for number in self._standing.unfinished:
-            if number in self._claims:
-                continue
-            epoch = self._rows.claim(self._ids[number])
-            if epoch is not None:
-                self._claim(number, epoch, adopted=True)
+        numbers = {self._ids[n]: n for n in self._standing.unfinished if n not in self._claims}
+        for trial_id in self._rows.free(list(numbers)):
+            epoch = self._rows.claim(trial_id)
+            number = numbers[trial_id]
+            if epoch is not None and self._claim(number, epoch, adopted=True) is not None:
                 faults.reached("adopted")
                 return number
         return None
@@ -160,16 +161,22 @@ class Study:
                 return None
             raise
         faults.reached("proposed")
+        leftovers = self.store.steps(number)
         trial_id = self._rows.insert(number, proposal)
         if trial_id is None:  # another driver has stored one since, without our seeing it
             return None
+        if leftovers:  # of a trial whose row went with the power, or with a backup put back
+            self.store.delete(number)
         claim = self._claim(number, 1, adopted=False)
         faults.reached("running")
         return claim
 
-    def _claim(self, number: int, epoch: int, *, adopted: bool) -> Claim:
+    def _claim(self, number: int, epoch: int, *, adopted: bool) -> Claim | None:
+        """Hold a trial; None if this driver stood still since, and another has ended it."""
         (trial,) = self.record.stored.of([number], light=True)
         self._see(trial)
+        if trial.state.is_finished():
+            return None
         claim = Claim(number, epoch, dict(trial.system_attrs[CONFIG]), adopted)
         self._claims[number] = claim
         return claim
@@ -253,7 +260,7 @@ class Study:
         said: dict[str, Any] = {"step": report.step, "metrics": dict(report.metrics)}
         if report.notes:
             said["notes"] = list(report.notes)
-        epoch = self._claims[number].epoch
+        epoch = self._epoch(number)
         self._rows.report(self._ids[number], epoch, report.validation, said, value)
         self._mirror.trials[number].system_attrs[f"{REPORT}{report.validation}"] = said
         self._mirror.add_report(number, report.validation, value)
@@ -285,7 +292,7 @@ class Study:
             LeaseLostError: Another driver has it.
         """
         losses = [*self.losses(number), cause]
-        self._rows.note_losses(self._ids[number], self._claims[number].epoch, losses)
+        self._rows.note_losses(self._ids[number], self._epoch(number), losses)
         self._mirror.trials[number].system_attrs[LOSSES] = losses
         if len(losses) <= self.spec.max_failures:
             return True
@@ -310,9 +317,10 @@ class Study:
 
     def release(self, number: int) -> None:
         """Hand an unfinished trial back, to be adopted by whoever comes next."""
-        claim = self._claims.pop(number)
+        epoch = self._epoch(number)
         faults.reached("releasing")
-        self._rows.release(self._ids[number], claim.epoch)
+        self._rows.release(self._ids[number], epoch)
+        del self._claims[number]
         faults.reached("released")
         (trial,) = self.record.stored.of([number], light=True)
         self._see(trial)
@@ -332,7 +340,7 @@ class Study:
         faults.reached("judged")
         self._rows.end(
             self._ids[number],
-            self._claims[number].epoch,
+            self._epoch(number),
             state,
             value,
             end,
@@ -361,11 +369,24 @@ class Study:
 
     def _write_best(self) -> None:
         """Bring `best/` up to what the database says; a torn checkpoint gives way to the next."""
-        with self.record.database.exclusive(self.record.study_id):
-            self._see_other_drivers()
-            for number in self._standing.ranked():
-                if self._keeper.write_best(self.trial(number)):
+        while True:
+            with self._exclusive(Lock.BEST) as turn:
+                self._see_other_drivers()
+                try:
+                    any(
+                        self._keeper.write_best(self.trial(number))
+                        for number in self._standing.ranked()
+                    )
+                except OSError:
+                    if turn.lasts():
+                        raise
+                if turn.lasts():  # else this driver stood still, and another may have written since
                     return
+
+    def _exclusive(self, lock: Lock) -> contextlib.AbstractContextManager[Turn]:
+        """Let one driver at a time do something; this one renews its leases while it waits."""
+        database, study_id = self.record.database, self.record.study_id
+        return database.exclusive(lock, study_id, self.spec.lease_s / 2, self.tick)
 
     # Reading, and staying alive
 
@@ -432,6 +453,18 @@ class Study:
                 self.spec.lease_s,
             )
 
+    def _epoch(self, number: int) -> int:
+        """Return the epoch under which this driver writes a trial.
+
+        Raises:
+            LeaseLostError: It has found out before that another driver took it over.
+        """
+        if number not in self._claims:
+            raise LeaseLostError(
+                f"trial {number} belongs to another driver now; what this one has of it is dropped."
+            )
+        return self._claims[number].epoch
+
     @property
     def is_done(self) -> bool:
         """Whether every trial that was asked for has ended."""
@@ -444,21 +477,30 @@ class Study:
 
     def close(self) -> None:
         """Hand back what is unfinished and leave the study."""
+        try:
+            self._leave()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _leave(self) -> None:
         for number in list(self._claims):
             try:
                 self.release(number)
             except LeaseLostError:
-                self._claims.pop(number, None)
+                self.drop(number)
         self._sweep()
         self._rows.leave()
-        if self._lock is not None:
-            self._lock.release()
 
     def _see_other_drivers(self) -> None:
         """Catch up with what they have stored; on SQLite this driver is the only one."""
         if self.record.database.is_sqlite:
             return
-        theirs = [self._ids[n] for n in self._standing.unfinished if n not in self._claims]
+        theirs = {
+            self._ids[n]: len(self._mirror.trials[n].intermediate_values)
+            for n in self._standing.unfinished
+            if n not in self._claims
+        }
         for trial in self.record.stored.changed(len(self._ids), theirs):
             self._see(trial)
 

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from hpo.attributes import END, REPORT
-from hpo.database import Database, guarded
-from hpo.stored_trials import ATTRIBUTES, FINISHED, REPORTS, TRIALS, VALUES
+from hpo.database import Database
+from hpo.errors import StorageError
+from hpo.stored_trials import ATTRIBUTES, FINISHED, REPORTS, STUDIES, TRIALS, VALUES
 
 _T = TypeVar("_T")
-
-STUDIES = models.StudyModel.__table__
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,8 @@ class Summary:
         said = ATTRIBUTES.c.key.startswith(REPORT, autoescape=True) | (ATTRIBUTES.c.key == END)
         query = self._attributes_of(said & spoken).order_by(TRIALS.c.number)
         rows = self._do(lambda connection: connection.execute(query).all())
-        notes = [note for _, text in rows for note in _mapping(text).get("notes") or ()]
-        return list(dict.fromkeys(str(note) for note in notes))
+        notes = [note for number, text in rows for note in _notes(_mapping(number, text))]
+        return list(dict.fromkeys(notes))
 
     def _attributes(self, key: str) -> list[tuple[int, str]]:
         query = self._attributes_of(ATTRIBUTES.c.key == key).order_by(TRIALS.c.number)
@@ -132,7 +130,7 @@ class Summary:
         )
 
     def _do(self, look: Callable[[sa.Connection], _T]) -> _T:
-        return _looked(self.database, look)
+        return self.database.look(look)
 
 
 def counts_by_study(database: Database) -> list[tuple[str, dict[str, int]]]:
@@ -144,32 +142,35 @@ def counts_by_study(database: Database) -> list[tuple[str, dict[str, int]]]:
         .order_by(STUDIES.c.study_name)
     )
     counts: dict[str, dict[str, int]] = {}
-    for name, state, count in _looked(database, lambda c: c.execute(query).all()):
+    for name, state, count in database.look(lambda c: c.execute(query).all()):
         by_state = counts.setdefault(name, {})
         if state is not None:
             by_state[state.name] = int(count)
     return list(counts.items())
 
 
-def _looked(database: Database, look: Callable[[sa.Connection], _T]) -> _T:
-    def once() -> _T:
-        with database.engine.connect() as connection:
-            return look(connection)
-
-    return guarded(database.url, once)
-
-
 def _ended(number: int, text: str) -> Ended:
-    end = _mapping(text)
+    end = _mapping(number, text)
     message = end.get("message")
     return Ended(
         number,
         str(end.get("reason")),
         None if message is None else str(message),
-        tuple(map(str, end.get("notes") or ())),
+        _notes(end),
     )
 
 
-def _mapping(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+def _mapping(number: int, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise StorageError(
+            f"what is stored of trial {number} cannot be read ({error}): its rows are damaged. Put a "
+            f"backup of the database back, or begin a new study."
+        ) from None
     return value if isinstance(value, dict) else {}
+
+
+def _notes(said: dict[str, Any]) -> tuple[str, ...]:
+    notes = said.get("notes")
+    return tuple(map(str, notes)) if isinstance(notes, list) else ()
