@@ -331,8 +331,8 @@ def _lock(connection: sa.Connection, lock: Lock, study_id: int) -> None:
 
 def _set_timeouts(connection: sa.Connection, lock_s: float, silence_s: float) -> None:
     """Give a transaction its own limits: of a wait for a lock, and of standing still."""
-    for name, seconds in _limits(lock_s, silence_s):
-        connection.execute(sa.select(sa.func.set_config(name, str(seconds), True)))
+    limits = _limits(lock_s, silence_s)
+    connection.execute(sa.select(*(sa.func.set_config(name, str(ms), True) for name, ms in limits)))
 
 
 def _limits(lock_s: float, silence_s: float) -> list[tuple[str, int]]:

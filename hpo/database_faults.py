@@ -56,7 +56,14 @@ ADVICE: tuple[tuple[tuple[int | str, ...], str], ...] = (
 """What to do, by what is wrong."""
 
 _NEVER = ("authentication failed", "does not exist", "no password supplied", "no pg_hba.conf")
-_SOON = ("starting up", "shutting down", "recovery", "too many clients", "connection slots")
+_SOON = (
+    "closed the connection",
+    "starting up",
+    "shutting down",
+    "recovery",
+    "too many clients",
+    "connection slots",
+)
 
 
 def shown(url: str) -> str:
@@ -111,6 +118,8 @@ def opens_later(error: BaseException) -> bool:
     fault = _cause(error)
     if not isinstance(fault, DBAPIError):
         return False
+    if fault.connection_invalidated:  # it was reached, and cut off
+        return True
     code = _code(fault)
     return code in BUSY or code == "55P03" or any(word in str(fault.orig) for word in _SOON)
 

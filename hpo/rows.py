@@ -62,19 +62,21 @@ class Rows:
 
     def _insert(self, connection: sa.Connection, number: int, proposal: Proposal) -> int | None:
         self._database.lock_in(connection, Lock.INSERTING, self._study_id)
+        of_number = (TRIALS.c.study_id == STUDIES.c.study_id) & (TRIALS.c.number == number)
         there = connection.execute(
             sa.select(TRIALS.c.trial_id, LEASES.c.owner, LEASES.c.epoch)
+            .select_from(STUDIES)
+            .join(TRIALS, of_number, isouter=True)
             .join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id, isouter=True)
-            .where(TRIALS.c.study_id == self._study_id, TRIALS.c.number == number)
+            .where(STUDIES.c.study_id == self._study_id)
         ).first()
-        if there is not None:
-            is_ours = (there.owner, there.epoch) == (self._leases.owner, 1)
-            return int(there.trial_id) if is_ours else None
-        known = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == self._study_id)
-        if connection.execute(known).first() is None:
+        if there is None:
             raise StudyError(
                 "the study was deleted while this driver was away; it has nothing left."
             )
+        if there.trial_id is not None:
+            is_ours = (there.owner, there.epoch) == (self._leases.owner, 1)
+            return int(there.trial_id) if is_ours else None
         trial_id = connection.execute(
             TRIALS.insert()
             .values(

@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,13 @@ class Server:
 
     Attributes:
         port: On 127.0.0.1.
+        start: Starts it again on its data, after ``stop``.
+        stop: As if its machine had crashed.
     """
 
     port: int
+    start: Callable[[], None] = lambda: None
+    stop: Callable[[], None] = lambda: None
 
     def url(self, database: str, password: str = PASSWORD) -> str:
         """Return the URL of a database, with its password."""
@@ -70,11 +74,17 @@ def running_server() -> Iterator[Server]:
         port = _free_port()
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
         control = [f"{binaries}/pg_ctl", f"--pgdata={data}", "-w"]
-        _run([*control, "-o", options, "-l", str(folder / "log"), "start"], folder, as_user)
+        starting = [*control, "-o", options, "-l", str(folder / "log"), "start"]
+        stopping = [*control, "-m", "immediate", "stop"]
+        _run(starting, folder, as_user)
         try:
-            yield Server(port)
+            yield Server(
+                port,
+                lambda: _run(starting, folder, as_user),
+                lambda: _run(stopping, folder, as_user),
+            )
         finally:
-            _run([*control, "-m", "immediate", "stop"], folder, as_user)
+            _run(stopping, folder, as_user)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
