@@ -15,12 +15,12 @@ class Proxy:
 
     Attributes:
         target: The server's port on 127.0.0.1.
-        every: How many commits pass between two that lose their answer.
+        every: Which commits lose their answer: each that many; 0 is none.
         num_cut: Answers lost so far.
     """
 
     target: int
-    every: int = 3
+    every: int = 0
     num_cut: int = 0
     listener: socket.socket = field(default_factory=socket.socket)
     _num_commits: int = 0
@@ -59,13 +59,13 @@ class Proxy:
     def _is_next(self) -> bool:
         with self._lock:
             self._num_commits += 1
-            return self._num_commits % self.every == 0
+            return self.every > 0 and self._num_commits % self.every == 0
 
 
 @contextlib.contextmanager
-def cutting_proxy(target: int, every: int = 3) -> Iterator[Proxy]:
+def cutting_proxy(target: int) -> Iterator[Proxy]:
     """Run a proxy for a while."""
-    proxy = Proxy(target, every)
+    proxy = Proxy(target)
     proxy.listener.bind(("127.0.0.1", 0))
     proxy.listener.listen()
     threading.Thread(target=proxy.serve, daemon=True).start()

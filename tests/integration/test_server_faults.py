@@ -76,9 +76,10 @@ def test_a_commit_whose_answer_is_lost_is_done_once(
     tmp_path: Path, postgres: Server, undisturbed: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     url = postgres.create("answers-lost")
-    with cutting_proxy(postgres.port, every=4) as proxy:
+    with cutting_proxy(postgres.port) as proxy:
         through = url.replace(f":{postgres.port}/", f":{proxy.port}/")
         record = start(make_spec(tmp_path), through)
+        proxy.every = 4
         Worker(Study(record, NUM_TRIALS)).work()
         assert proxy.num_cut >= 8, proxy.num_cut
     assert picture(again(record.spec, url)) == undisturbed
