@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from hpo.checkpoints import CheckpointStore
 from hpo.database import Lock
 from hpo.errors import ExhaustedError, LeaseLostError, StudyError
 from hpo.leases import DRIVERS, LEASES
+from hpo.rows import Rows
 from hpo.stored_trials import TRIALS
 from hpo.studies import StudyRecord
 from hpo.study import Study
@@ -445,3 +447,27 @@ def _verdict(record: StudyRecord, number: int, validation: int, value: float) ->
     ]
     better = sum(other < value for other in rung)
     return better >= max(1, len(rung) // judge.reduction_factor)
+
+
+def test_renewals_in_opposite_orders_never_wait_in_a_ring(tmp_path: Path, postgres: Server) -> None:
+    url = postgres.create("ring")
+    record = start(make_spec(tmp_path), url)
+    study = Study(record, 12)
+    claims = [study.next_trial() for _ in range(12)]
+    held = [(study._ids[claim.number], claim.epoch) for claim in claims]
+    lost: list[int] = []
+
+    def renew(order: list[tuple[int, int]]) -> None:
+        rows = Rows(record.database, record.study_id, study.owner, 30.0)
+        for _ in range(25):
+            lost.extend(rows.renew(order))
+
+    threads = [threading.Thread(target=renew, args=[order]) for order in (held, held[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert lost == []
+    query = sa.text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    assert record.database.look(lambda connection: connection.execute(query).scalar_one()) == 0
