@@ -166,7 +166,7 @@ class Database:
             return
         engine = sa.create_engine(self.url, connect_args=SERVER_OPTIONS, poolclass=sa.NullPool)
         with engine.begin() as connection:
-            _set_timeouts(connection, LOCK_TIMEOUT_S, FROZEN_AFTER_S)
+            _set_timeouts(connection, 3 * FROZEN_AFTER_S, FROZEN_AFTER_S)
             _lock(connection, Lock.OPENING, 0)
             yield
 
