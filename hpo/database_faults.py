@@ -165,7 +165,7 @@ class Patience:
 
         retrying = Retrying(
             retry=retry_if_exception(passes),
-            wait=wait_exponential_jitter(multiplier=0.1, max=5),
+            wait=wait_exponential_jitter(multiplier=0.1, max=5, jitter=0.3),
             stop=stop_after_delay(0.0 if self._gave_up else RETRY_FOR_S),
             before_sleep=tell,
             reraise=True,
