@@ -50,6 +50,7 @@ def test_a_study_whose_connections_are_cut_again_and_again_is_the_same(
     postgres: Server,
     undisturbed: list[Any],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url = postgres.create("cut-often")
     record = start(make_spec(tmp_path), url)
@@ -57,13 +58,24 @@ def test_a_study_whose_connections_are_cut_again_and_again_is_the_same(
 
     def kill_all() -> None:
         nonlocal num_killed
-        while not over.wait(0.15):
+        while not over.wait(0.1):  # in mid-write, wherever that is
             num_killed += cut(url)
 
+    study = Study(record, NUM_TRIALS)
+    real, num_reports = study.report, 0
+
+    def report(number: int, said: Report) -> bool:
+        nonlocal num_killed, num_reports
+        num_reports += 1
+        if num_reports % 3 == 0:
+            num_killed += cut(url)
+        return real(number, said)
+
+    monkeypatch.setattr(study, "report", report)
     killer = threading.Thread(target=kill_all)
     killer.start()
     try:
-        Worker(Study(record, NUM_TRIALS)).work()
+        Worker(study).work()
     finally:
         over.set()
         killer.join()
