@@ -54,12 +54,13 @@ def test_a_study_whose_connections_are_cut_again_and_again_is_the_same(
 ) -> None:
     url = postgres.create("cut-often")
     record = start(make_spec(tmp_path), url)
-    num_killed, over = 0, threading.Event()
+    num_killed, over, one_cutter = 0, threading.Event(), threading.Lock()
 
     def kill_all() -> None:
         nonlocal num_killed
         while not over.wait(0.1):  # in mid-write, wherever that is
-            num_killed += cut(url)
+            with one_cutter:
+                num_killed += cut(url)
 
     study = Study(record, NUM_TRIALS)
     real, num_reports = study.report, 0
@@ -68,7 +69,8 @@ def test_a_study_whose_connections_are_cut_again_and_again_is_the_same(
         nonlocal num_killed, num_reports
         num_reports += 1
         if num_reports % 3 == 0:
-            num_killed += cut(url)
+            with one_cutter:
+                num_killed += cut(url)
         return real(number, said)
 
     monkeypatch.setattr(study, "report", report)
