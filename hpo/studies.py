@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -180,14 +179,14 @@ def create_study(spec: StudySpec, url: str) -> StudyRecord:
         StorageError: The database cannot be used.
     """
     database = Database(url)
-    folder = Path(spec.output_dir) / spec.study
+    store = CheckpointStore.of_study(spec.output_dir, spec.study)
     direction = StudyDirection.MINIMIZE if spec.direction == "minimize" else StudyDirection.MAXIMIZE
     try:
         study_id = guarded(url, lambda: database.storage.create_new_study([direction], spec.study))
-        if CheckpointStore(folder).trials():  # its trials would go on from them
+        if store.trials():  # its trials would go on from them
             database.storage.delete_study(study_id)
             raise StudyError(
-                f"{folder} holds the checkpoints of another study {spec.study!r}, which is not in "
+                f"{store.shown()} holds the checkpoints of another study {spec.study!r}, which is not in "
                 f"{shown(url)}. Remove the folder, or give another 'study:' or 'output_dir:'."
             )
         database.storage.set_study_system_attr(study_id, METRIC_NAMES, [spec.metric])

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution
@@ -102,8 +101,9 @@ class Study:
         self.spec = record.spec
         self.num_trials = num_trials
         self.record = record
-        self.folder = Path(self.spec.output_dir) / self.spec.study
-        self.store = CheckpointStore(self.folder)
+        self.store = CheckpointStore.of_study(self.spec.output_dir, self.spec.study)
+        self.store.check()
+        self.folder = self.store.work
         self._lock = record.database.driver_lock(record.name)
         self.owner = f"{os.uname().nodename[:20]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._leases = Leases(record.database, self.owner, self.spec.lease_s)
@@ -236,6 +236,7 @@ class Study:
         for index in sorted({*stored, *history}):
             if index in history:
                 trial_log.catch_up(self.store.trial_folder(number), history[index])
+                self.store.push(number)
             if index not in stored and self.report(number, history[index]):
                 return True
             ends_here = index in history and history[index].end is not None
@@ -449,7 +450,7 @@ class Study:
                 except CheckpointError as error:
                     log.warning("trial %d cannot be handed over: %s", trial.number, error)
                     continue
-                write_best(self.folder / "best", self.spec, trial, checkpoint)
+                write_best(self.store, self.spec, trial, checkpoint)
                 return
 
     # Reading, and staying alive

@@ -214,6 +214,7 @@ class Driver:
             trainer=spec.trainer,
             fixed=spec.fixed,
             store=str(self._study.store.root),
+            disk_quota_gib=spec.disk_quota_gib,
             patience_s=max(spec.lease_s, 15.0),
             import_path=(os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)),
         )

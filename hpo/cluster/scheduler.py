@@ -71,6 +71,9 @@ class StudyScheduler(FIFOScheduler):
             self._study.release(number)
             self._on_fatal(word.fatal)
             return True
+        if word.note is not None:
+            self._on_note(f"warning: {word.note}")
+            return False
         if word.paused or word.report is None:
             self._study.release(number)
             if word.reason is not None:
