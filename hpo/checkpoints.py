@@ -149,8 +149,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: The disk or the quota is full, or it may not be written.
         """
-        there = self._peek(trial, step)
-        if there is not None and (there.is_validation or not is_validation):
+        if self._is_written(trial, step, is_validation):
             return
 
         def fill(folder: Path, place: str | None) -> None:
@@ -170,7 +169,7 @@ class CheckpointStore:
         except CheckpointError:
             raise
         except Exception as error:  # safetensors has errors of its own for a full disk
-            if self._peek(trial, step) is not None:  # another writer was first
+            if self._is_written(trial, step, is_validation):  # another writer was first
                 return
             raise CheckpointError(
                 f"cannot write the checkpoint {self._shelf.where(trial, step)}: {_reason(error)}. Free "
@@ -295,6 +294,19 @@ class CheckpointStore:
             self._logs.flush()
 
     # Parts
+
+    def _is_written(self, trial: int, step: int, is_validation: bool) -> bool:
+        """Return whether a checkpoint is there, whole and good for as much as another would be."""
+        there = self._peek(trial, step)
+        if there is None or (is_validation and not there.is_validation):
+            return False
+        try:
+            self._load(trial, step)
+        except RefusedError:
+            return False
+        finally:
+            self._shelf.drop(trial)
+        return True
 
     def _load(self, trial: int, step: int) -> Checkpoint:
         manifest, history = self._shelf.peek(trial, step)

@@ -160,7 +160,8 @@ class RemoteShelf:
                 manifests_of.add(parts[1])
             elif len(parts) > 3 and parts[1].isdecimal():
                 key = (parts[1], parts[2])
-                newest[key] = max(newest[key], info.mtime.timestamp() if info.mtime else 0.0)
+                written = info.mtime.timestamp() if info.mtime else time.time()
+                newest[key] = max(newest[key], written)
         # Only where it may matter is a manifest read: most checkpoints have one folder.
         several = {step for step in manifests_of if sum(of == step for of, _ in newest) > 1}
         named: set[tuple[str, str | None]] = {key for key in newest if key[0] in manifests_of}
@@ -294,7 +295,7 @@ def _retried(action: Callable[[], _T]) -> _T:
     """Do something, again while the network's fault may pass."""
     retrying = Retrying(
         retry=retry_if_exception(_may_pass),
-        wait=wait_exponential_jitter(initial=0.2, max=5),
+        wait=wait_exponential_jitter(multiplier=0.2, max=5),
         stop=stop_after_delay(RETRY_FOR_S),
         reraise=True,
     )
