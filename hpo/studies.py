@@ -180,6 +180,7 @@ def create_study(spec: StudySpec, url: str) -> StudyRecord:
     """
     database = Database(url)
     store = CheckpointStore.of_study(spec.output_dir, spec.study)
+    store.check()
     direction = StudyDirection.MINIMIZE if spec.direction == "minimize" else StudyDirection.MAXIMIZE
     try:
         study_id = guarded(url, lambda: database.storage.create_new_study([direction], spec.study))
