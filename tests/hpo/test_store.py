@@ -172,7 +172,7 @@ def test_a_damaged_one_in_a_folder_is_refused_or_bit_equal(
 
 
 @given(data=st.data())
-@settings(FEW, max_examples=15)
+@settings(FEW, max_examples=10)
 def test_a_damaged_one_at_a_url_is_refused_or_bit_equal(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, s3: str
 ) -> None:
