@@ -108,7 +108,7 @@ class StudyRecord:
 
     def trials(self, numbers: Sequence[int] | None = None) -> list[TrialRecord]:
         """Return all trials by number, or some of them."""
-        stored = self.stored.all() if numbers is None else self.stored.of(numbers)
+        stored = self.stored.all() if numbers is None else self.stored.numbered(numbers)
         return [trial_record(trial, self.spec) for trial in stored]
 
     def best(self) -> TrialRecord | None:

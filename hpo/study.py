@@ -141,7 +141,7 @@ class Study:
                 continue
             epoch = self._rows.claim(self._ids[number])
             if epoch is not None:
-                self._claim(number, epoch, adopted=True)
+                self._claim(number, self._ids[number], epoch, adopted=True)
                 faults.reached("adopted")
                 return number
         return None
@@ -163,14 +163,14 @@ class Study:
         trial_id = self._rows.insert(number, proposal)
         if trial_id is None:  # another driver has stored one since, without our seeing it
             return None
-        claim = self._claim(number, 1, adopted=False)
+        claim = self._claim(number, trial_id, 1, adopted=False)
         faults.reached("running")
         return claim
 
-    def _claim(self, number: int, epoch: int, *, adopted: bool) -> Claim:
-        (trial,) = self.record.stored.of([number], light=True)
-        self._see(trial)
-        claim = Claim(number, epoch, dict(trial.system_attrs[CONFIG]), adopted)
+    def _claim(self, number: int, trial_id: int, epoch: int, *, adopted: bool) -> Claim:
+        self._look_at(number, trial_id)
+        config = dict(self._mirror.trials[number].system_attrs[CONFIG])
+        claim = Claim(number, epoch, config, adopted)
         self._claims[number] = claim
         return claim
 
@@ -314,8 +314,7 @@ class Study:
         faults.reached("releasing")
         self._rows.release(self._ids[number], claim.epoch)
         faults.reached("released")
-        (trial,) = self.record.stored.of([number], light=True)
-        self._see(trial)
+        self._look_at(number, self._ids[number])
 
     def _end(
         self, number: int, reason: str, message: str | None, notes: Sequence[str] = ()
@@ -339,8 +338,7 @@ class Study:
             is_infeasible=is_infeasible,
         )
         faults.reached("told")
-        (told,) = self.record.stored.of([number], light=True)
-        self._see(told)
+        self._look_at(number, self._ids[number])
         del self._claims[number]
         if state is TrialState.COMPLETE:
             self._write_best()
@@ -360,11 +358,11 @@ class Study:
         self._keeper.sweep(lambda n: n < num_known and n not in unfinished, self._winners())
 
     def _write_best(self) -> None:
-        """Bring `best/` up to what the database says; a torn checkpoint gives way to the next."""
+        """Bring `best/` up to what the database says; a torn checkpoint gives way to the next kept."""
         with self.record.database.exclusive(self.record.study_id):
             self._see_other_drivers()
-            for number in self._standing.ranked():
-                if self._keeper.write_best(self.trial(number)):
+            for trial in self._known(self._standing.leaders(self.spec.keep_checkpoints)):
+                if self._keeper.write_best(trial):
                     return
 
     # Reading, and staying alive
@@ -396,7 +394,8 @@ class Study:
                 found[number] = self._records[number]
         missing = [number for number in numbers if number not in found]
         if missing:
-            for trial in self.record.trials(missing):
+            for stored in self.record.stored.of([self._ids[number] for number in missing]):
+                trial = trial_record(stored, self.spec)
                 found[trial.number] = self._records[trial.number] = trial
             while len(self._records) > max(RECENT, len(numbers)):
                 del self._records[next(iter(self._records))]
@@ -461,6 +460,12 @@ class Study:
         theirs = [self._ids[n] for n in self._standing.unfinished if n not in self._claims]
         for trial in self.record.stored.changed(len(self._ids), theirs):
             self._see(trial)
+
+    def _look_at(self, number: int, trial_id: int) -> None:
+        """Take a trial as it is stored now, after a write of this driver's own."""
+        (trial,) = self.record.stored.of([trial_id], light=True)
+        assert trial.number == number
+        self._see(trial)
 
     def _see(self, trial: FrozenTrial) -> None:
         """Take a trial as it is stored now."""
