@@ -56,7 +56,7 @@ def plot(
         _tell(plot_log(logs[-1], folder, title, smoothing))
         return
     record = find_target(study, storage).open()
-    num_trials = len(record.trials())
+    num_trials = record.num_trials()
     if trial is not None and trial >= num_trials:
         raise StudyError(f"the study {record.name!r} has no trial {trial}; it has {num_trials}.")
     store = CheckpointStore.of_study(record.spec.output_dir, record.name)
