@@ -2,18 +2,21 @@
 
 The study alone, on SQLite, without Ray and without training: memory a trial, seconds until a resumed one
 may go on, milliseconds of a report with its verdict in a small and in the large study, and seconds of
-`hpo status`. Prints JSON.
+`hpo status`. Prints JSON; each duration also as processor time, which other work on the machine does not
+lengthen.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +30,19 @@ from hpo.study import Study
 
 SMALL = 100
 NUM_MEASURED = 40
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A duration.
+
+    Attributes:
+        wall: By the clock.
+        cpu: Of the processor.
+    """
+
+    wall: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -47,11 +63,22 @@ class StateFigures:
     num_trials: int
     num_reports: int
     memory_kib_per_trial: float
-    resume_s: float
-    report_ms: float
-    report_small_ms: float
-    proposal_ms: float
-    status_s: float
+    resume_s: Spent
+    report_ms: Spent
+    report_small_ms: Spent
+    proposal_ms: Spent
+    status_s: Spent
+
+
+class Stopwatch:
+    """Runs from when it is made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> Spent:
+        """Return what was spent since, in seconds."""
+        return Spent(time.perf_counter() - self._wall, time.process_time() - self._cpu)
 
 
 def measure(folder: Path, num_trials: int) -> StateFigures:
@@ -62,9 +89,9 @@ def measure(folder: Path, num_trials: int) -> StateFigures:
     gc.collect()
     process = psutil.Process()
     before = process.memory_info().rss
-    started = time.perf_counter()
+    watch = Stopwatch()
     study = Study(open_study("large", url), num_trials + NUM_MEASURED)
-    resume_s = time.perf_counter() - started
+    resume_s = watch.read()
     gc.collect()
     grown_kib = (process.memory_info().rss - before) / 1024
     report_ms, proposal_ms = _report_and_proposal_ms(study)
@@ -93,31 +120,41 @@ def _resumed(folder: Path, num_trials: int) -> Study:
     return Study(open_study("large", _made(folder, num_trials)), num_trials + NUM_MEASURED)
 
 
-def _report_and_proposal_ms(study: Study) -> tuple[float, float]:
+def _report_and_proposal_ms(study: Study) -> tuple[Spent, Spent]:
     """Train further trials, and return the medians of a report and of a proposal."""
-    reports, proposals = [], []
+    reports: list[Spent] = []
+    proposals: list[Spent] = []
     for _ in range(NUM_MEASURED):
-        started = time.perf_counter()
+        watch = Stopwatch()
         claim = study.next_trial()
-        proposals.append(time.perf_counter() - started)
+        proposals.append(watch.read())
         assert claim is not None
         for validation in range(1, NUM_REPORTS + 1):
             report = report_of(claim.number, validation)
-            started = time.perf_counter()
+            watch = Stopwatch()
             is_over = study.report(claim.number, report)
             if is_over:  # an end costs more: files are deleted, and best/ may be written
                 break
-            reports.append(time.perf_counter() - started)
+            reports.append(watch.read())
     study.close()
-    return 1000 * statistics.median(reports), 1000 * statistics.median(proposals)
+    return _median_ms(reports), _median_ms(proposals)
 
 
-def _status_s(url: str) -> float:
+def _median_ms(spent: Sequence[Spent]) -> Spent:
+    return Spent(
+        1000 * statistics.median(one.wall for one in spent),
+        1000 * statistics.median(one.cpu for one in spent),
+    )
+
+
+def _status_s(url: str) -> Spent:
     command = [sys.executable, "-m", "hpo", "status", "large", "--storage", url]
-    started = time.perf_counter()
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "older trials" in shown.stdout
-    return time.perf_counter() - started
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+    return Spent(wall, user + system)
 
 
 def main(
