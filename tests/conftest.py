@@ -27,3 +27,11 @@ def s3() -> Iterator[str]:
 def postgres() -> Iterator[Server]:
     with running_server() as server:
         yield server
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many processes were killed for the tests that passed."""
+    passed = terminalreporter.getreports("passed")
+    counts = [int(str(n)) for test in passed for name, n in test.user_properties if name == "kills"]
+    if counts:
+        terminalreporter.write_line(f"{sum(counts)} kills survived in {len(counts)} tests")

@@ -5,25 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from hpo.checkpoints import CheckpointStore
-from hpo.database import Database
 from hpo.errors import CheckpointError
 from hpo.leases import LEASES
 from hpo.proposals import config_digest
 from hpo.result import TRIAL_FILE
-from hpo.standing import Standing
 from hpo.stored_trials import REPORTS, TRIALS
 from hpo.studies import StudyRecord, TrialRecord, best_of, open_study
 from tests.one_worker import picture
 from trainers.protocol import ADAPTER_FOLDER
 
-STOPPED_BY_ITSELF = ("pruned", "diverged", "out_of_memory", "failed")
+WELL = frozenset({"finished", "pruned"})
 
 
 @contextlib.contextmanager
@@ -57,7 +55,7 @@ class Findings:
 
 
 class Journal:
-    """What the fake trainer says it trained, against what was saved at each kill."""
+    """What the fake trainer says it trained, against what was saved when a process was killed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -67,24 +65,29 @@ class Journal:
 
     def note_kill(self, runs: Path, record: StudyRecord) -> None:
         """Check what was trained since the last kill, and remember what is durable now."""
-        self.check()
         store = CheckpointStore(runs)
         ended = {t.number for t in record.trials() if t.state not in ("RUNNING", "WAITING")}
-        for number in {*store.trials(), *ended}:
+        saved: dict[int, int | None] = dict.fromkeys(ended)
+        for number in set(store.trials()) - ended:
             checkpoint = store.newest(number)
-            saved = checkpoint.step if checkpoint is not None else 0
-            self._saved[number] = None if number in ended else saved
+            saved[number] = checkpoint.step if checkpoint is not None else 0
+        self.check()
+        self._saved = saved
 
     def check(self) -> None:
-        """Find the steps since the last kill that a durable checkpoint had, or whose trial was over."""
+        """Find the steps since the last kill that a durable checkpoint had.
+
+        A trial that was over is not to be begun again. (It may train on for some steps where it is:
+        nobody waits for a verdict.)
+        """
         lines = self.lines()
         for line in lines[self._num_lines :]:
-            saved = self._saved.get(int(line["trial"]), 0)
-            if line["what"] == "step" and (saved is None or int(line["step"]) <= saved):
-                self.trained_again.append(
-                    f"trial {line['trial']} trained step {line['step']} and had "
-                    f"{'ended' if saved is None else saved} before"
-                )
+            number, step, what = line["trial"], line["step"], line["what"]
+            saved = self._saved.get(int(str(number)), 0)
+            if saved is None and what == "add":
+                self.trained_again.append(f"trial {number} had ended and was begun again")
+            if saved is not None and what == "step" and int(str(step)) <= saved:
+                self.trained_again.append(f"trial {number} had saved {saved}: {step} trained again")
         self._num_lines = len(lines)
 
     def lines(self) -> list[dict[str, object]]:
@@ -97,8 +100,17 @@ class Journal:
         return found
 
 
-def audit(record: StudyRecord, runs: Path, num_trials: int) -> Findings:
-    """Return what is wrong with a study that was let end."""
+def audit(
+    record: StudyRecord, runs: Path, num_trials: int, ends: Collection[str] = WELL
+) -> Findings:
+    """Return what is wrong with a study that was let end.
+
+    Args:
+        record: The study.
+        runs: Its folder.
+        num_trials: What it was asked for.
+        ends: How its trials may end: a loss of a process is never a trial's own fault.
+    """
     found = Findings()
     trials = record.trials()
     numbers = Counter(trial.number for trial in trials)
@@ -110,6 +122,8 @@ def audit(record: StudyRecord, runs: Path, num_trials: int) -> Findings:
     for trial in trials:
         if trial.state in ("RUNNING", "WAITING"):
             found.zombies.append(f"trial {trial.number} is {trial.state}")
+        elif trial.reason not in ends:
+            found.lost.append(f"trial {trial.number} is {trial.reason}: {trial.message}")
         _audit_reports(trial, found)
     _audit_rows(record, found)
     _audit_files(record, trials, runs, found)
@@ -126,8 +140,6 @@ def _audit_reports(trial: TrialRecord, found: Findings) -> None:
             found.lost.append(f"{said} says at validation {validation}: {report}")
     if trial.reason == "finished" and trial.step != last:
         found.lost.append(f"{said} ended at step {trial.step} of {last}")
-    if trial.reason not in ("finished", *STOPPED_BY_ITSELF):
-        found.lost.append(f"{said}: {trial.message}")
 
 
 def _audit_rows(record: StudyRecord, found: Findings) -> None:

@@ -28,6 +28,7 @@ from tests.kills.audit import Journal, opened
 from tests.one_worker import Worker, make_spec
 
 NUM_TRIALS = 10
+ENDS = frozenset({"finished", "pruned", "diverged", "failed", "out_of_memory"})
 PAUSES = {0: 5, 5: 1, 8: 1}
 TEARS = {0: 4, 4: 2, 7: 2}
 POINTS = tuple(point for point in faults.POINTS if point != "joined")  # that one is the cluster's

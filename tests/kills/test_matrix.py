@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,9 @@ import pytest
 
 from tests.integration.postgres import Server
 from tests.kills.audit import audit, final_study, opened
-from tests.kills.eventful import NUM_TRIALS, POINTS, Case
+from tests.kills.eventful import ENDS, NUM_TRIALS, POINTS, Case
 
 WHERE = ("first", "middle", "last")
-KILLS: Counter[str] = Counter()
 Faults = Sequence[tuple[str, int]]
 
 
@@ -59,7 +58,7 @@ def whole(folder: Path) -> Whole:
     points = folder / "points.json"
     assert not case.live(points=points)
     with opened("whole", case.url) as record:
-        assert audit(record, case.runs, NUM_TRIALS).all == []
+        assert audit(record, case.runs, NUM_TRIALS, ENDS).all == []
         return Whole(Counter(json.loads(points.read_text())), final_study(record, case.runs))
 
 
@@ -68,19 +67,13 @@ def server_url(postgres: Server) -> str:
     return postgres.create("kills")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _totals() -> Iterator[None]:
-    yield
-    shown = ", ".join(f"{kind} {count}" for kind, count in KILLS.items())
-    print(f"\nkilled processes: {sum(KILLS.values())} ({shown})")
-
-
 class Matrix:
     """Kills and compares."""
 
-    def __init__(self, folder: Path, whole: Whole) -> None:
+    def __init__(self, folder: Path, whole: Whole, note: Callable[[str, object], None]) -> None:
         self._folder = folder
         self._whole = whole
+        self._note = note
 
     def survives(self, faults: Faults, url: str | None = None) -> Case:
         """Kill process after process, and hold what comes out against what should."""
@@ -88,10 +81,10 @@ class Matrix:
         where = Path(tempfile.mkdtemp(dir=self._folder))
         case = Case(where, url or f"sqlite:///{where}/hpo.db", f"{where.name}-{name}")
         case.killed_at(faults)
-        KILLS["PostgreSQL" if url else "SQLite"] += len(case.kills)
+        self._note("kills", len(case.kills))
         case.journal.check()
         with opened(case.study, case.url) as record:
-            assert audit(record, case.runs, NUM_TRIALS).all == []
+            assert audit(record, case.runs, NUM_TRIALS, ENDS).all == []
             assert final_study(record, case.runs) == self._whole.final
         assert case.journal.trained_again == []
         shutil.rmtree(where)
@@ -99,13 +92,13 @@ class Matrix:
 
 
 @pytest.fixture
-def matrix(folder: Path, whole: Whole) -> Matrix:
-    return Matrix(folder, whole)
+def matrix(folder: Path, whole: Whole, record_property: Callable[[str, object], None]) -> Matrix:
+    return Matrix(folder, whole, record_property)
 
 
 def test_everything_happens_in_the_study_that_is_killed(whole: Whole) -> None:
     reasons = {row[-1] for row in whole.final["trials"]}
-    assert reasons == {"finished", "pruned", "diverged", "failed", "out_of_memory"}
+    assert reasons == ENDS
     assert whole.final["best"]["step"] < 9, "the best validation is not the last"
     assert len(whole.final["kept"]) == 2
     assert {point for point in POINTS if not whole.counts[point]} == set()
