@@ -23,7 +23,7 @@ from tests.kills.audit import Findings, Journal, audit
 from tests.soak.run import Run, TooLongError, kill, wait_until
 
 STUDY = "s"
-MORE_TRIALS = 24
+MORE_TRIALS = 100
 LINE_BYTES = 85
 MOST_STEPS = 120
 TURN = (
