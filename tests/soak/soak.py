@@ -64,7 +64,6 @@ class Soak:
         write_study(
             self.folder,
             fixed=FIXED,
-            storage=self.url,
             resources={"gpu": 0.25},
             max_failures=1000,
             lease_s=5,
@@ -88,7 +87,8 @@ class Soak:
         return self.found
 
     def _begin(self, *args: str) -> Run:
-        run = Run(self.folder, *args, "--trials", str(self._num_trials), env=self.env)
+        more = ("--storage", self.url, "--trials", str(self._num_trials))
+        run = Run(self.folder, *args, *more, env=self.env)
         self._runs.append(run)
         return run
 
