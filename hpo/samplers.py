@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable
-from typing import cast
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -58,7 +56,9 @@ def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool
         SpecError: The sampler is unknown or refuses its options.
     """
     known = {GRID: GRID, **SAMPLERS}
-    factory = cast("Callable[..., object]", find("sampler", spec.type, known))
+    factory = find("sampler", spec.type, known)
+    if not (isinstance(factory, type) and issubclass(factory, BaseSampler)):  # nothing else is called
+        raise SpecError(f"the sampler {spec.type!r} is no class of optuna.samplers.BaseSampler.")
     options = dict(spec.options)
     accepted = inspect.signature(factory).parameters
     if "seed" in accepted:
@@ -79,6 +79,5 @@ def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool
             sampler = factory(**options)
     except (TypeError, ValueError, ImportError) as error:
         raise SpecError(f"the sampler {spec.type!r} refuses its options: {error}") from error
-    if not isinstance(sampler, BaseSampler):
-        raise SpecError(f"the sampler {spec.type!r} is no optuna.samplers.BaseSampler.")
+    assert isinstance(sampler, BaseSampler)
     return sampler

@@ -23,15 +23,22 @@ from hpo.database import Database, guarded, shown
 from hpo.errors import NoDatabaseError, StudyError
 from hpo.leases import LEASES, Leases
 from hpo.spec import StudySpec
+from hpo.stored_rows import (
+    CONFIG,
+    DIGEST,
+    END,
+    LOSSES,
+    REPORT,
+    check_trial,
+    readable,
+    stored_spec,
+    this_version,
+)
 from search_spaces.problems import did_you_mean
 
 SPEC = "hpo:spec"
 STOP = "hpo:stop"
-CONFIG = "hpo:config"
-DIGEST = "hpo:digest"
-REPORT = "hpo:report:"
-END = "hpo:end"
-LOSSES = "hpo:losses"  # causes, one for each time that the trial's process or node was lost
+VERSION = "hpo:version"  # of the hpo that wrote the spec last
 CONSTRAINTS = "constraints"  # Optuna's own, in the form that optuna-dashboard 0.21 reads too
 INFEASIBLE = [1.0]  # of a trial that fits on no device; of Optuna's samplers TPE minds it
 METRIC_NAMES = "study:metric_names"  # Optuna's own: the dashboard writes it at the axes
@@ -103,19 +110,28 @@ class StudyRecord:
 
     def trials(self) -> list[TrialRecord]:
         """Return all trials by number."""
-        storage = self.database.storage
-        stored = guarded(
-            self.database.url, lambda: storage.get_all_trials(self.study_id, deepcopy=False)
-        )
-        return [trial_record(trial, self.spec) for trial in sorted(stored, key=lambda t: t.number)]
+        return [trial_record(trial, self.spec) for trial in self._stored()]
 
     def best(self) -> TrialRecord | None:
         """Return the best trial that had its full budget (or ended by its own patience)."""
         return best_of(self.trials(), self.spec)
 
+    def _stored(self) -> list[FrozenTrial]:
+        """Return all trials as Optuna has them, by number, each of a shape that is known."""
+        storage = self.database.storage
+        with readable(self.name, shown(self.database.url)):
+            stored = guarded(
+                self.database.url, lambda: storage.get_all_trials(self.study_id, deepcopy=False)
+            )
+            stored = sorted(stored, key=lambda trial: trial.number)
+        for trial in stored:
+            check_trial(self.name, trial)
+        return stored
+
     def update_spec(self, spec: StudySpec) -> StudyRecord:
         """Store an edited spec."""
         assert spec.study == self.name
+        self._set(VERSION, this_version())
         self._set(SPEC, spec.model_dump(mode="json"))
         return StudyRecord(self.database, self.study_id, spec)
 
@@ -142,11 +158,7 @@ class StudyRecord:
         if lock is not None:
             lock.release()
             return False
-        unfinished = [
-            trial._trial_id
-            for trial in self.database.storage.get_all_trials(self.study_id, deepcopy=False)
-            if not trial.state.is_finished()
-        ]
+        unfinished = [t._trial_id for t in self._stored() if not t.state.is_finished()]
         return Leases(self.database, "", 0.0).any_alive(unfinished)
 
     def _set(self, key: str, value: Any) -> None:
@@ -164,8 +176,7 @@ class StudyRecord:
                 f"the study {self.name!r} is being run. Type `hpo stop {self.name}` first; the lease "
                 f"of a driver that died on a server runs out after {self.spec.lease_s:g} s."
             )
-        trials = self.database.storage.get_all_trials(self.study_id, deepcopy=False)
-        ids = [trial._trial_id for trial in trials]
+        ids = [trial._trial_id for trial in self._stored()]
         self.database.storage.delete_study(self.study_id)
         with self.database.engine.begin() as connection:
             for trial_id in ids:
@@ -212,7 +223,6 @@ def open_study(name: str, url: str) -> StudyRecord:
     storage = database.storage
     try:
         study_id = guarded(url, lambda: storage.get_study_id_from_name(name))
-        stored = storage.get_study_system_attrs(study_id).get(SPEC)
     except KeyError:
         known = [study.study_name for study in database.storage.get_all_studies()]
         listed = f"It has: {', '.join(sorted(known))}." if known else "It has no study at all."
@@ -220,9 +230,12 @@ def open_study(name: str, url: str) -> StudyRecord:
             f"there is no study {name!r} in {shown(url)}.{did_you_mean(name, known)} {listed} "
             f"Another database is named by --storage."
         ) from None
-    if stored is None:
+    with readable(name, shown(url)):
+        attrs = guarded(url, lambda: storage.get_study_system_attrs(study_id))
+    if attrs.get(SPEC) is None:
         raise StudyError(f"the study {name!r} in {shown(url)} was not made by `hpo run`.")
-    return StudyRecord(database, study_id, StudySpec.model_validate(stored))
+    spec = stored_spec(name, shown(url), attrs[SPEC], attrs.get(VERSION))
+    return StudyRecord(database, study_id, spec)
 
 
 def list_studies(url: str) -> list[StudySummary]:

@@ -27,12 +27,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import trial_log
 from hpo.checkpoints import CheckpointStore
-from hpo.database import guarded
+from hpo.database import guarded, shown
 from hpo.errors import CheckpointError, ExhaustedError, LeaseLostError
 from hpo.leases import Leases
 from hpo.mirror import Mirror
 from hpo.proposals import SAMPLER_STATE, Proposal, Proposer
 from hpo.result import write_best
+from hpo.stored_rows import check_trial, readable
 from hpo.studies import (
     CONFIG,
     CONSTRAINTS,
@@ -112,8 +113,9 @@ class Study:
         direction = StudyDirection.MINIMIZE if self.spec.sign > 0 else StudyDirection.MAXIMIZE
         self._mirror = Mirror(record.name, direction)
         self._judge = build_judge(self.spec.pruner)
-        self._space = self.spec.search_space
-        self._proposer = Proposer(self.spec, self._mirror)
+        with readable(record.name, shown(record.database.url)):
+            self._space = self.spec.search_space
+            self._proposer = Proposer(self.spec, self._mirror)
         self._ids: list[int] = []
         self._claims: dict[int, Claim] = {}
         self._digests: set[str] = set()
@@ -509,8 +511,10 @@ class Study:
             self._write(self._sync)
 
     def _sync(self) -> None:
-        stored = self._storage.get_all_trials(self.record.study_id, deepcopy=False)
-        for trial in sorted(stored, key=lambda trial: trial.number):
+        with readable(self.record.name, shown(self.record.database.url)):
+            stored = self._storage.get_all_trials(self.record.study_id, deepcopy=False)
+            stored = sorted(stored, key=lambda trial: trial.number)
+        for trial in stored:
             known = trial.number < len(self._mirror.trials)
             if not known or not self._mirror.trials[trial.number].state.is_finished():
                 self._see(trial)
@@ -526,6 +530,7 @@ class Study:
             return trial.distributions
 
     def _see(self, trial: FrozenTrial) -> None:
+        check_trial(self.record.name, trial)
         if trial.number == len(self._ids):
             self._ids.append(trial._trial_id)
         self._mirror.put(trial, self._distributions(trial))

@@ -157,8 +157,14 @@ def _read_parquet(path: Path, _bad_rows: BadRows) -> Iterator[Record]:
         # Of this file alone: a folder's name like a=b would become a column.
         table = pyarrow.parquet.ParquetFile(path).read()
         rows: list[dict[str, Any]] = table.to_pylist()
-    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a whole Parquet file: {error}.") from None
+    except OSError:  # of the disk, or of a torn file: told with the path
+        raise
+    except (pyarrow.ArrowException, ValueError, OverflowError, TypeError, LookupError) as error:
+        # Its values may be beyond what Python has: dates of the year 90000, zones that are unknown.
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: not a Parquet file that can be read: {type(error).__name__}: {reason}."
+        ) from None
     for number, row in enumerate(rows, start=1):
         yield Record(f"{path}, row {number}", row)
 
