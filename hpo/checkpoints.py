@@ -203,6 +203,7 @@ class CheckpointStore:
         folder = self.trial_folder(trial) / str(step)
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            _refuse_newer(folder, manifest["format"])
             files = manifest["files"]
             whole = manifest["format"] == FORMAT and all(
                 (folder / name).stat().st_size == expected["bytes"]
@@ -220,6 +221,15 @@ class CheckpointStore:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+def _refuse_newer(folder: Path, written: object) -> None:
+    """Refuse what only a newer version can read: passed over, its trial would begin again."""
+    if isinstance(written, int) and written > FORMAT:
+        raise CheckpointError(
+            f"{folder} is a checkpoint of format {written}, and this version of hpo knows {FORMAT}: a "
+            f"newer one wrote it. Update hpo, or remove the folder to go on without it."
+        )
 
 
 def _as_json(report: Report, is_newest: bool) -> dict[str, object]:
