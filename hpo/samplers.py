@@ -26,7 +26,7 @@ SAMPLERS = {
     "random": "optuna.samplers:RandomSampler",
     "tpe": "optuna.samplers:TPESampler",
     "gp": "optuna.samplers:GPSampler",
-    "cmaes": "optuna.samplers:CmaEsSampler",
+    "cmaes": "hpo.cma_sampler:PlainCmaEsSampler",
     "qmc": "optuna.samplers:QMCSampler",
     "nsga2": "optuna.samplers:NSGAIISampler",
     "nsga3": "optuna.samplers:NSGAIIISampler",
@@ -57,6 +57,8 @@ def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool
     """
     known = {GRID: GRID, **SAMPLERS}
     factory = find("sampler", spec.type, known)
+    if factory is optuna.samplers.CmaEsSampler:  # named by its path
+        factory = find("sampler", "cmaes", known)
     if not (isinstance(factory, type) and issubclass(factory, BaseSampler)):  # nothing else is called
         raise SpecError(f"the sampler {spec.type!r} is no class of optuna.samplers.BaseSampler.")
     options = dict(spec.options)

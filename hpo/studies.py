@@ -177,7 +177,8 @@ class StudyRecord:
                 f"of a driver that died on a server runs out after {self.spec.lease_s:g} s."
             )
         ids = [trial._trial_id for trial in self._stored()]
-        self.database.storage.delete_study(self.study_id)
+        with readable(self.name, shown(self.database.url)):
+            self.database.storage.delete_study(self.study_id)
         with self.database.engine.begin() as connection:
             for trial_id in ids:
                 connection.execute(LEASES.delete().where(LEASES.c.trial_id == trial_id))
