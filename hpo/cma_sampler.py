@@ -44,7 +44,9 @@ class PlainCmaEsSampler(CmaEsSampler):
             if not parts:
                 continue
             try:
-                return _Numbers(io.BytesIO(bytes.fromhex(self._concat_optimizer_attrs(parts)))).load()
+                return _Numbers(
+                    io.BytesIO(bytes.fromhex(self._concat_optimizer_attrs(parts)))
+                ).load()
             except Exception as error:  # torn pickles raise anything
                 raise StudyError(
                     f"the state of the sampler cmaes that is stored with trial {trial.number} cannot be "

@@ -59,7 +59,9 @@ def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool
     factory = find("sampler", spec.type, known)
     if factory is optuna.samplers.CmaEsSampler:  # named by its path
         factory = find("sampler", "cmaes", known)
-    if not (isinstance(factory, type) and issubclass(factory, BaseSampler)):  # nothing else is called
+    if not (
+        isinstance(factory, type) and issubclass(factory, BaseSampler)
+    ):  # nothing else is called
         raise SpecError(f"the sampler {spec.type!r} is no class of optuna.samplers.BaseSampler.")
     options = dict(spec.options)
     accepted = inspect.signature(factory).parameters

@@ -14,7 +14,15 @@ from typing import Any
 
 from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.errors import HpoError, StudyError

@@ -25,9 +25,7 @@ from hpo.leases import LEASES, Leases
 from hpo.spec import StudySpec
 from hpo.stored_rows import (
     CONFIG,
-    DIGEST,
     END,
-    LOSSES,
     REPORT,
     check_trial,
     readable,

@@ -33,15 +33,10 @@ from hpo.leases import Leases
 from hpo.mirror import Mirror
 from hpo.proposals import SAMPLER_STATE, Proposal, Proposer
 from hpo.result import write_best
-from hpo.stored_rows import check_trial, readable
+from hpo.stored_rows import CONFIG, DIGEST, END, LOSSES, REPORT, check_trial, readable
 from hpo.studies import (
-    CONFIG,
     CONSTRAINTS,
-    DIGEST,
-    END,
     INFEASIBLE,
-    LOSSES,
-    REPORT,
     StudyRecord,
     TrialRecord,
     best_validation,

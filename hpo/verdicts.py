@@ -232,7 +232,9 @@ def build_pruner(spec: PrunerSpec) -> BasePruner:
             f"the pruner {spec.type!r} writes into the study while it judges, so a crash would change "
             f"its verdict. Use 'asha' or 'hyperband': the same rules, as functions of what is stored."
         )
-    if not (isinstance(factory, type) and issubclass(factory, BasePruner)):  # nothing else is called
+    if not (
+        isinstance(factory, type) and issubclass(factory, BasePruner)
+    ):  # nothing else is called
         raise SpecError(f"the pruner {spec.type!r} is no class of optuna.pruners.BasePruner.")
     pruner = _construct(spec.type, factory, dict(spec.options))
     assert isinstance(pruner, BasePruner)

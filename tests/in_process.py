@@ -24,9 +24,12 @@ def hpo_here(folder: Path, *arguments: str, debug: bool = False) -> Result:
     sys.argv = ["hpo", *arguments, *(["--debug"] if debug else [])]
     code: object = 0
     try:
-        with contextlib.chdir(folder), contextlib.redirect_stdout(out):
-            with contextlib.redirect_stderr(err):
-                main()
+        with (
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            main()
     except SystemExit as end:
         code = end.code or 0
     finally:

@@ -1,7 +1,6 @@
 """Keeps the Ray that a run starts for itself within this machine.
 
-Ray's servers (object manager, workers, GCS) have no password worth the name, and run whatever they are sent.
-On Linux they listen on every network address unless the node's own is 127.0.0.1, and ``ray.init``
+Ray's servers (object manager, workers, GCS) run whatever they are sent. On Linux they listen on every network address unless the node's own is 127.0.0.1, and ``ray.init``
 turns that address, if it is given, into an outer one. What decides is Ray's switch for machines that are
 no cluster, which is on where firewalls would ask (macOS, Windows). Seen in Ray 2.60,
 ``services.resolve_ip_for_localhost``; can go when ``ray.init`` takes a loopback address.
@@ -28,7 +27,10 @@ def on_loopback(wanted: bool) -> Iterator[None]:
         return
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     variable, constant = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for its processes, and for ours
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = (
+        "0",
+        False,
+    )  # for its processes, and for ours
     try:
         yield
     finally:

@@ -31,7 +31,9 @@ def main() -> int:
     for failure in outcome.failures:
         numbers = kinds.setdefault(failure.kind, [])
         if not numbers:
-            print(f"\n--- {failure.surface} {failure.name}, input {failure.number}", file=sys.stderr)
+            print(
+                f"\n--- {failure.surface} {failure.name}, input {failure.number}", file=sys.stderr
+            )
             print(repr(failure.content[:1500]), file=sys.stderr)
             print(failure.what, file=sys.stderr)
         numbers.append(failure.number)

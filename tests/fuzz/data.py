@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
 import json
@@ -124,7 +125,7 @@ class DataFiles:
     """Rows from their file to tokens."""
 
     name = "data"
-    weight = 60
+    weight = 80
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
@@ -183,7 +184,7 @@ class ChatTemplates:
     """A .jinja file of the user's: compiled and rendered in transformers' sandbox."""
 
     name = "template"
-    weight = 6
+    weight = 7
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
@@ -227,9 +228,10 @@ def _json(value: object) -> bytes:
 def _giant(rng: random.Random, kind: str) -> bytes:
     """Return a file that is much larger than it looks, or deeper, or one line of it is."""
     text = b"a" * rng.choice((10**5, 10**6))
+    if rng.random() < 0.1:
+        return _bomb()
     return rng.choice(
         (
-            gzip.compress(b"\x00" * 10**8),
             b'{"text": "' + text + b'"}\n',
             b'{"text": ' + b"[" * 10**5 + b"]" * 10**5 + b"}\n",
             b'{"text": ' + b"9" * 10**5 + b"}\n",
@@ -242,6 +244,11 @@ def _giant(rng: random.Random, kind: str) -> bytes:
             text,
         )
     )
+
+
+@functools.cache
+def _bomb() -> bytes:
+    return gzip.compress(b"\x00" * 10**8, compresslevel=1)
 
 
 def _strange_parquet(rng: random.Random) -> bytes:

@@ -183,7 +183,10 @@ special_tokens:
 }
 
 DATASET_INFO: dict[str, object] = {
-    "first": {"file_name": "data.jsonl", "columns": {"prompt": "instruction", "response": "output"}},
+    "first": {
+        "file_name": "data.jsonl",
+        "columns": {"prompt": "instruction", "response": "output"},
+    },
     "second": {
         "file_name": "chat.jsonl",
         "formatting": "sharegpt",
@@ -200,7 +203,17 @@ DATASET_INFO: dict[str, object] = {
     "fourth": {"script_url": "code.py"},
 }
 
-STUDY_KEYS = (*StudySpec.model_fields, "storage", "base", "type", "low", "high", "log", "step", "grid")
+STUDY_KEYS = (
+    *StudySpec.model_fields,
+    "storage",
+    "base",
+    "type",
+    "low",
+    "high",
+    "log",
+    "step",
+    "grid",
+)
 SPACE_KEYS = ("choices", "value", "when", "seed", "gpu", "trials", "hours", "x", "y", "kind", "ex")
 OPTION_KEYS = (*LoraOptions.model_fields, *LoraOptions.aliases, *LoraOptions.ignored)
 
@@ -227,7 +240,7 @@ class StudyFiles:
     """`hpo run FILE`, `hpo validate FILE`: the whole of a study's file."""
 
     name = "study"
-    weight = 12
+    weight = 8
 
     def __init__(self) -> None:
         self.seeds = _seeds(STUDIES, (*STUDY_KEYS, *SPACE_KEYS))
@@ -246,7 +259,7 @@ class ConfigFiles:
     """`hpo train FILE`: options of ours, of LLaMA-Factory and of Axolotl."""
 
     name = "config"
-    weight = 25
+    weight = 30
 
     def __init__(self) -> None:
         self.seeds = _seeds(CONFIGS, OPTION_KEYS)
@@ -266,7 +279,7 @@ class BaseFiles:
     """`base: FILE` of a study: another tool's training file."""
 
     name = "base"
-    weight = 4
+    weight = 3
 
     def __init__(self) -> None:
         self.seeds = _seeds(CONFIGS, OPTION_KEYS)
@@ -290,7 +303,7 @@ class DatasetInfos:
     """LLaMA-Factory's ``dataset_info.json`` beside a good training file."""
 
     name = "dataset_info"
-    weight = 8
+    weight = 10
 
     def __init__(self) -> None:
         keys = ("columns", "tags", "formatting", "ranking", "file_name", "hf_hub_url", "prompt")
@@ -319,7 +332,7 @@ class Expressions:
     """Expressions by themselves, in a study's file where they stand."""
 
     name = "expression"
-    weight = 8
+    weight = 7
 
     def attempt(self, folder: Path, rng: random.Random) -> Attempt:
         text = grow(rng, 0) if rng.random() < 0.7 else str(Mutator(rng).value())
@@ -348,11 +361,66 @@ class Expressions:
         return Attempt(lambda: store_and_read_again(read_spec_file(path).spec), content, name)
 
 
-_LEAVES = ("x", "y", "kind", "max_steps", "base", "1", "0", "2.5", "1e9", "10**9", "'a'", "''", "True")
-_LEAVES += ("null", "None", "()", "[]", "[1, 'a']", "nothing", "x", "y", "9" * 30, "-0.0", "'a' 'b'")
-_OPERATORS = ("+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", ">=", "and", "or", "in", "not in")
+_LEAVES = (
+    "x",
+    "y",
+    "kind",
+    "max_steps",
+    "base",
+    "1",
+    "0",
+    "2.5",
+    "1e9",
+    "10**9",
+    "'a'",
+    "''",
+    "True",
+)
+_LEAVES += (
+    "null",
+    "None",
+    "()",
+    "[]",
+    "[1, 'a']",
+    "nothing",
+    "x",
+    "y",
+    "9" * 30,
+    "-0.0",
+    "'a' 'b'",
+)
+_OPERATORS = (
+    "+",
+    "-",
+    "*",
+    "/",
+    "//",
+    "%",
+    "**",
+    "==",
+    "!=",
+    "<",
+    ">=",
+    "and",
+    "or",
+    "in",
+    "not in",
+)
 _OPERATORS += ("is", "@", "<<", "|", ",", ".")
-_CALLS = ("min", "max", "abs", "round", "int", "float", "sqrt", "log2", "floor", "ceil", "pow", "len")
+_CALLS = (
+    "min",
+    "max",
+    "abs",
+    "round",
+    "int",
+    "float",
+    "sqrt",
+    "log2",
+    "floor",
+    "ceil",
+    "pow",
+    "len",
+)
 
 
 def grow(rng: random.Random, depth: int) -> str:

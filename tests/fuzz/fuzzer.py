@@ -51,9 +51,7 @@ class Outcome:
 
     @property
     def line(self) -> str:
-        return (
-            f"files {self.num_files}, failures {len(self.failures)}, seconds {self.seconds:.1f}"
-        )
+        return f"files {self.num_files}, failures {len(self.failures)}, seconds {self.seconds:.1f}"
 
 
 def run(

@@ -15,6 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 TIME_LIMIT_S = 2.0
+"""Of the processor's time: the machine may be busy."""
+
+HANG_LIMIT_S = 30.0
+"""By the clock, for what waits."""
+
 MEMORY_LIMIT_BYTES = 1 << 30
 """Above what the process had when the input was tried."""
 
@@ -71,7 +76,10 @@ class Canary:
 
 
 def attempt(
-    action: Callable[[], object], allowed: tuple[type[Exception], ...], canary: Canary
+    action: Callable[[], object],
+    allowed: tuple[type[Exception], ...],
+    canary: Canary,
+    hang_limit_s: float = HANG_LIMIT_S,
 ) -> str | None:
     """Do something with an input; return what it did that no input may do, or None.
 
@@ -79,16 +87,17 @@ def attempt(
         action: Reads the input.
         allowed: The errors that an input may end in, each with a message.
         canary: Heard afterwards.
+        hang_limit_s: Seconds by the clock.
     """
     failure = None
     try:
-        with canary.listening(), _time_limit(), _memory_limit():
+        with canary.listening(), _time_limit(hang_limit_s), _memory_limit():
             action()
     except allowed as error:
         if not str(error).strip():
             failure = f"{type(error).__name__} without a message"
     except TooSlowError:
-        failure = f"took more than {TIME_LIMIT_S:g} s:\n{traceback.format_exc(limit=-6)}"
+        failure = f"took too long:\n{traceback.format_exc(limit=-6)}"
     except MemoryError:
         failure = f"took more than {MEMORY_LIMIT_BYTES} bytes:\n{traceback.format_exc(limit=-6)}"
     except BaseException:
@@ -102,17 +111,20 @@ def attempt(
 
 
 @contextlib.contextmanager
-def _time_limit() -> Iterator[None]:
+def _time_limit(hang_limit_s: float) -> Iterator[None]:
     def ring(_signal: int, _frame: object) -> None:
         raise TooSlowError
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_S)
+    before = [(number, signal.signal(number, ring)) for number in (signal.SIGPROF, signal.SIGALRM)]
+    signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT_S)
+    signal.setitimer(signal.ITIMER_REAL, hang_limit_s)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

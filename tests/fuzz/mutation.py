@@ -225,9 +225,7 @@ class Mutator:
         to = min(len(data), at + rng.choice((1, 1, 2, 5, 20, 100)))
         if kind == 0 and data:  # a flipped bit
             place = min(at, len(data) - 1)
-            return (
-                data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
-            )
+            return data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
         if kind == 1:  # torn
             return data[:at]
         if kind == 2:
@@ -344,7 +342,11 @@ def as_yaml(value: object) -> bytes:
 def _flow(value: object, depth: int) -> str:
     if isinstance(value, Mapping):
         between = ", " if depth else ",\n "
-        return "{" + between.join(f"{_text(str(k))}: {_flow(v, depth + 1)}" for k, v in value.items()) + "}"
+        return (
+            "{"
+            + between.join(f"{_text(str(k))}: {_flow(v, depth + 1)}" for k, v in value.items())
+            + "}"
+        )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_flow(item, depth + 1) for item in value) + "]"
     if isinstance(value, float) and not math.isfinite(value):

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import random
 import shutil
 import sqlite3
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from hpo import trial_log
 from hpo.checkpoints import HISTORY, MANIFEST, _checksum
-from hpo.cli import main
 from hpo.errors import HpoError, TrainerError
 from hpo.studies import open_study
 from hpo.study import Claim, Study
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.surface import Attempt
+from tests.in_process import hpo_here
 from tests.one_worker import Worker, make_spec, start
 from trainers.protocol import Report
 
@@ -42,7 +40,16 @@ JSON_COLUMNS = {
     "trial_params": "distribution_json",
 }
 KEYS = ("hpo:spec", "hpo:stop", "hpo:config", "hpo:digest", "hpo:report:1", "hpo:end", "hpo:losses")
-KEYS += ("constraints", "hpo:sampler_state", "step", "metrics", "notes", "reason", "message", "type")
+KEYS += (
+    "constraints",
+    "hpo:sampler_state",
+    "step",
+    "metrics",
+    "notes",
+    "reason",
+    "message",
+    "type",
+)
 KEYS += ("study", "space", "fixed", "trainer", "sampler", "pruner", "budget", "output_dir", "low")
 
 
@@ -151,7 +158,7 @@ class Checkpoints(Stored):
     """Manifests, histories, states, logs and results, some of them with a fitting checksum."""
 
     name = "checkpoints"
-    weight = 2
+    weight = 1
 
     def attempt(self, folder: Path, rng: random.Random) -> Attempt:
         self._copy(folder)
@@ -208,7 +215,9 @@ def _spoil_row(database: sqlite3.Connection, rng: random.Random) -> str:
             text = mutator.bytes(text.encode()).decode("utf-8", "replace")
         database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (text, rowid))
         return f"{table}.{name} = {text}"
-    tables = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+    tables = [
+        row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
+    ]
     table = rng.choice(tables)
     columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
     column = rng.choice(columns)
@@ -223,7 +232,15 @@ def _spoil_row(database: sqlite3.Connection, rng: random.Random) -> str:
         database.execute(f"DROP TABLE {table}")
         return f"{table}: dropped"
     choices = (None, 0, 1, -1, 10**12, 1.5, "x", "", "NaN", "[]", b"\xff", "RUNNING", "COMPLETE")
-    choices += ("FINITE", "NAN", "INF_POS", "2026-01-01 00:00:00.000000", 99, "hpo:spec", "constraints")
+    choices += (
+        "FINITE",
+        "NAN",
+        "INF_POS",
+        "2026-01-01 00:00:00.000000",
+        99,
+        "hpo:spec",
+        "constraints",
+    )
     value = rng.choice(choices)
     with contextlib.suppress(sqlite3.Error):
         where = rng.choice(("", f" WHERE rowid = (SELECT max(rowid) FROM {table})"))
@@ -232,28 +249,10 @@ def _spoil_row(database: sqlite3.Connection, rng: random.Random) -> str:
     return "nothing: the database refuses it"
 
 
-@contextlib.contextmanager
-def _within(folder: Path, *arguments: str) -> Iterator[io.StringIO]:
-    """Be in a folder with a command line and no terminal."""
-    said = io.StringIO()
-    argv = sys.argv
-    sys.argv = ["hpo", *arguments, "--debug"]
-    try:
-        with contextlib.chdir(folder), contextlib.redirect_stdout(said):
-            with contextlib.redirect_stderr(said):
-                yield said
-    finally:
-        sys.argv = argv
-
-
 def _command(folder: Path, *arguments: str) -> None:
     """Run one verb in this process; what a user would see as a traceback is raised."""
-    with _within(folder, *arguments, "--storage", "sqlite:///hpo.db"):
-        try:
-            main()
-        except SystemExit as end:
-            if end.code not in (0, 1, 2, None):
-                raise AssertionError(f"ended with {end.code}") from end
+    done = hpo_here(folder, *arguments, "--storage", "sqlite:///hpo.db", debug=True)
+    assert done.code in (0, 1, 2), done
 
 
 def _train(worker: Worker, claim: Claim) -> None:
@@ -280,5 +279,3 @@ def _resume(folder: Path) -> None:
                 study._lock.release()
     finally:
         record.database.close()
-
-

@@ -1,4 +1,4 @@
-"""Whatever is in a file or a row: it works, or it is one message; soon, in little memory, and runs nothing."""
+"""Whatever is in a file or a row: it works or it is one message; soon, and nothing of it is run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from tests.fuzz.surface import Surface
 from tests.fuzz.surfaces import SURFACES, all_surfaces
 from tests.integration.command import ROOT, environment
 
-QUICK_FILES = 1500
+QUICK_FILES = 3000
 SOAK_FILES = 20_000
 SEED = 5
 SEEDS = Path(__file__).parent / "seeds"
@@ -35,10 +34,9 @@ def surfaces(tmp_path_factory: pytest.TempPathFactory) -> list[Surface]:
 
 
 @pytest.fixture(autouse=True)
-def within_the_cage(canary: Canary, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def within_the_cage(canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(canary.file.parent)  # where payloads would leave the canary's file
     monkeypatch.setenv("HPO_CACHE", str(canary.file.parent / "cache"))
-    yield
 
 
 def told(outcome: Outcome) -> str:
@@ -124,9 +122,19 @@ def test_the_guard_ends_what_hangs(canary: Canary) -> None:
             except Exception:
                 continue
 
-    found = attempt(hang, (Exception,), canary)
+    found = attempt(hang, (Exception,), canary, hang_limit_s=0.5)
     assert found is not None
-    assert "took more than 2 s" in found
+    assert "took too long" in found
+
+
+def test_the_guard_ends_what_reckons_for_ever(canary: Canary) -> None:
+    def reckon() -> None:
+        while True:
+            pass
+
+    found = attempt(reckon, (Exception,), canary)
+    assert found is not None
+    assert "took too long" in found
 
 
 def test_the_guard_ends_what_eats_memory(canary: Canary) -> None:

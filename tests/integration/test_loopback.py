@@ -127,7 +127,9 @@ def test_a_dashboard_that_others_reach_says_so(
     assert "http://" in said.err
 
 
-@pytest.mark.parametrize("host", ["", " ", "no.such.host.invalid", "256.1.1.1", "a" * 300, "1::2::3"])
+@pytest.mark.parametrize(
+    "host", ["", " ", "no.such.host.invalid", "256.1.1.1", "a" * 300, "1::2::3"]
+)
 def test_an_address_that_is_none_is_one_message(host: str, tmp_path: Path) -> None:
     start(make_spec(tmp_path), sqlite(tmp_path))
     with pytest.raises(StorageError, match="--host"):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from trainers.lora.data.chat_template import begin_text, choose_template
-from trainers.lora.data.template_check import check_template, within_time
 from trainers.lora.data.samples import Completion, Conversation, Message, Sample
+from trainers.lora.data.template_check import check_template, within_time
 from trainers.lora.options import LoraOptions
 
 IGNORE_INDEX = -100

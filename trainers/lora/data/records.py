@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def _read_csv(path: Path, bad_rows: BadRows) -> Iterator[Record]:
             columns = reader.fieldnames or ()
         except csv.Error as error:
             raise ValueError(f"{path}:1: not CSV: {error}.") from None
-        if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        if twice := sorted(name for name, count in Counter(columns).items() if count > 1):
             raise ValueError(f"{path}:1: the column {twice[0]!r} is there twice. Rename one.")
         while True:
             first, last = reader.reader.line_num + 1, reader.reader
