@@ -62,7 +62,9 @@ def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool
     if not (
         isinstance(factory, type) and issubclass(factory, BaseSampler)
     ):  # nothing else is called
-        raise SpecError(f"the sampler {spec.type!r} is no class of optuna.samplers.BaseSampler.")
+        raise SpecError(
+            f"the sampler {spec.type!r} is no optuna.samplers.BaseSampler: give the path of such a class."
+        )
     options = dict(spec.options)
     accepted = inspect.signature(factory).parameters
     if "seed" in accepted:

@@ -235,7 +235,9 @@ def build_pruner(spec: PrunerSpec) -> BasePruner:
     if not (
         isinstance(factory, type) and issubclass(factory, BasePruner)
     ):  # nothing else is called
-        raise SpecError(f"the pruner {spec.type!r} is no class of optuna.pruners.BasePruner.")
+        raise SpecError(
+            f"the pruner {spec.type!r} is no optuna.pruners.BasePruner: give the path of such a class."
+        )
     pruner = _construct(spec.type, factory, dict(spec.options))
     assert isinstance(pruner, BasePruner)
     return pruner

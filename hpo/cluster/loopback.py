@@ -1,9 +1,10 @@
 """Keeps the Ray that a run starts for itself within this machine.
 
-Ray's servers (object manager, workers, GCS) run whatever they are sent. On Linux they listen on every network address unless the node's own is 127.0.0.1, and ``ray.init``
-turns that address, if it is given, into an outer one. What decides is Ray's switch for machines that are
-no cluster, which is on where firewalls would ask (macOS, Windows). Seen in Ray 2.60,
-``services.resolve_ip_for_localhost``; can go when ``ray.init`` takes a loopback address.
+Ray's servers (object manager, workers, GCS) run whatever they are sent. On Linux they listen on every
+network address unless the node's own is 127.0.0.1, and ``ray.init`` turns that address, if it is given,
+into an outer one. What decides is Ray's switch for machines that are no cluster, which is on where
+firewalls would ask (macOS, Windows). Seen in Ray 2.60, ``services.resolve_ip_for_localhost``; can go when
+``ray.init`` takes a loopback address.
 """
 
 from __future__ import annotations
