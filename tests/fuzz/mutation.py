@@ -8,7 +8,8 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
-NESTED = 300
+NESTED = 60
+"""Levels; deeper ones come as bytes, since Python itself cannot copy or write them."""
 
 PAYLOADS = (
     "__import__('os').system('touch CANARY')",
