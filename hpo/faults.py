@@ -22,13 +22,11 @@ FOLDER = "HPO_FAULTS_FOLDER"
 
 POINTS: Mapping[str, str] = {
     "proposed": "a config is chosen and not stored",
-    "proposal stored": "a trial is stored and not claimed",
-    "claimed": "a trial is leased and not yet RUNNING",
-    "running": "a trial is RUNNING and not yet placed",
+    "running": "a trial is stored, leased and RUNNING, and not yet placed",
     "adopted": "an interrupted trial is RUNNING again and not yet brought up to its checkpoint",
     "report received": "a report has reached the study and is not stored",
     "report stored": "a report is stored and not judged",
-    "judged": "the verdict is to stop, and is not told",
+    "judged": "how a trial ends is known, and is not told",
     "told": "a trial's end is stored, and its files are not yet dealt with",
     "releasing": "a trial is about to be handed back",
     "released": "a trial is WAITING",

@@ -1,13 +1,13 @@
-"""Leases: which driver owns which running trial, until when, by the database's own clock.
+"""Leases: which driver owns which running trial, and which drivers live, by the database's own clock.
 
 One row a trial. A claim is one conditional UPDATE, so two drivers never both win; every claim
-raises the epoch, so a driver that was slow finds its epoch gone. Only ``hpo.study`` uses this.
+raises the epoch, so a driver that was slow finds its epoch gone. What is written under a lease is
+written in the same transaction (``hpo.rows``).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -24,14 +24,26 @@ LEASES = sa.Table(
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("expires_at", sa.Float(53), nullable=False),  # seconds since 1970, database's clock
 )
+DRIVERS = sa.Table(
+    "hpo_driver",
+    METADATA,
+    sa.Column("owner", sa.String(64), primary_key=True),
+    sa.Column("study_id", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.Float(53), nullable=False),
+)
+
+
+def insert_into(database: Database, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """Return an insert that knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
+    return sqlite.insert(table) if database.is_sqlite else postgresql.insert(table)
 
 
 @dataclass(frozen=True)
 class Leases:
-    """The lease table as one driver sees it.
+    """The leases as one driver sees them. Each method is part of the caller's transaction.
 
     Attributes:
-        database: Where it lies.
+        database: Where they lie.
         owner: This driver's name, unique among all drivers ever.
         lease_s: How long a claim holds without a renewal.
     """
@@ -41,12 +53,13 @@ class Leases:
     lease_s: float
 
     @property
-    def _now(self) -> sa.ColumnElement[float]:
+    def now(self) -> sa.ColumnElement[float]:
+        """Seconds since 1970 by the database's clock."""
         if self.database.is_sqlite:
             return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Float)
         return sa.literal_column("extract(epoch from clock_timestamp())", sa.Float)
 
-    def claim(self, trial_id: int) -> int | None:
+    def claim(self, connection: sa.Connection, trial_id: int) -> int | None:
         """Claim a trial that nobody holds, or whose lease has run out.
 
         On SQLite this driver holds the study's file lock, so whoever else has a lease is dead.
@@ -54,83 +67,87 @@ class Leases:
         Returns:
             The epoch of the claim; None if another driver has it.
         """
-        with self.database.engine.begin() as connection:
-            free = sa.true() if self.database.is_sqlite else LEASES.c.expires_at < self._now
-            updated = connection.execute(
-                LEASES.update()
-                .where(LEASES.c.trial_id == trial_id, free)
-                .values(
-                    owner=self.owner,
-                    epoch=LEASES.c.epoch + 1,
-                    expires_at=self._now + self.lease_s,
-                )
-                .returning(LEASES.c.epoch)
-            ).scalar()
-            if updated is not None:
-                return int(updated)
-            insert = sqlite.insert if self.database.is_sqlite else postgresql.insert
-            inserted = connection.execute(
-                insert(LEASES)
-                .values(
-                    trial_id=trial_id,
-                    owner=self.owner,
-                    epoch=1,
-                    expires_at=self._now + self.lease_s,
-                )
-                .on_conflict_do_nothing()  # another driver holds it, or was first just now
-                .returning(LEASES.c.epoch)
-            ).scalar()
-            return None if inserted is None else int(inserted)
+        free = sa.true() if self.database.is_sqlite else LEASES.c.expires_at < self.now
+        updated = connection.execute(
+            LEASES.update()
+            .where(LEASES.c.trial_id == trial_id, free)
+            .values(owner=self.owner, epoch=LEASES.c.epoch + 1, expires_at=self._until)
+            .returning(LEASES.c.epoch)
+        ).scalar()
+        if updated is not None:
+            return int(updated)
+        inserted = connection.execute(
+            insert_into(self.database, LEASES)
+            .values(trial_id=trial_id, owner=self.owner, epoch=1, expires_at=self._until)
+            .on_conflict_do_nothing()  # another driver holds it, or was first just now
+            .returning(LEASES.c.epoch)
+        ).scalar()
+        return None if inserted is None else int(inserted)
 
-    @contextlib.contextmanager
-    def held(self, trial_id: int, epoch: int) -> Iterator[None]:
-        """Renew a lease, and keep others from claiming the trial while the body writes it.
+    def hold(self, connection: sa.Connection, trial_id: int, epoch: int) -> None:
+        """Renew a lease; nobody can claim the trial before the transaction ends.
 
         Raises:
-            LeaseLostError: Another driver has claimed it; nothing was written.
+            LeaseLostError: Another driver has claimed it.
         """
-        with self.database.engine.begin() as connection:
-            if self._renew(connection, trial_id, epoch) == 0:
-                raise LeaseLostError(
-                    f"another driver has taken over this trial (its lease of {self.lease_s:g} s ran "
-                    f"out); what this driver has of it is dropped."
-                )
-            if not self.database.is_sqlite:
-                yield  # the row stays locked until the body has written
-                return
-        yield  # SQLite has one writer: Optuna's connection would wait for ours
-
-    def renew(self, claims: Sequence[tuple[int, int]]) -> list[int]:
-        """Renew many leases at once; return the trials of those that are lost."""
-        lost = []
-        with self.database.engine.begin() as connection:
-            for trial_id, epoch in claims:
-                if self._renew(connection, trial_id, epoch) == 0:
-                    lost.append(trial_id)
-        return lost
-
-    def release(self, trial_id: int, epoch: int) -> None:
-        """Let anyone claim the trial at once."""
-        with self.database.engine.begin() as connection:
-            connection.execute(
-                LEASES.update()
-                .where(
-                    LEASES.c.trial_id == trial_id,
-                    LEASES.c.owner == self.owner,
-                    LEASES.c.epoch == epoch,
-                )
-                .values(expires_at=0.0)
+        if not self._set(connection, trial_id, epoch, self._until):
+            raise LeaseLostError(
+                f"another driver has taken over this trial (its lease of {self.lease_s:g} s ran "
+                f"out); what this driver has of it is dropped."
             )
 
-    def any_alive(self, trial_ids: Sequence[int]) -> bool:
-        """Return whether any driver still breathes for one of these trials."""
-        alive = sa.select(LEASES.c.trial_id).where(
-            LEASES.c.trial_id.in_(trial_ids), LEASES.c.expires_at > self._now
-        )
-        with self.database.engine.connect() as connection:
-            return connection.execute(alive.limit(1)).first() is not None
+    def let_go(self, connection: sa.Connection, trial_id: int, epoch: int) -> None:
+        """Let anyone claim the trial at once."""
+        self._set(connection, trial_id, epoch, sa.literal(0.0))
 
-    def _renew(self, connection: sa.Connection, trial_id: int, epoch: int) -> int:
+    def renew(self, connection: sa.Connection, claims: Sequence[tuple[int, int]]) -> list[int]:
+        """Renew many leases, (trial id, epoch) each; return the trials of those that are lost."""
+        ordered = sorted(
+            claims
+        )  # two drivers that lock rows in one order never wait for each other
+        return [
+            trial_id
+            for trial_id, epoch in ordered
+            if not self._set(connection, trial_id, epoch, self._until)
+        ]
+
+    def breathe(self, connection: sa.Connection, study_id: int) -> None:
+        """Say that this driver lives, and forget those that have long been dead."""
+        connection.execute(
+            insert_into(self.database, DRIVERS)
+            .values(owner=self.owner, study_id=study_id, expires_at=self._until)
+            .on_conflict_do_update(
+                index_elements=[DRIVERS.c.owner], set_={"expires_at": self._until}
+            )
+        )
+        long_ago = self.now - 100 * self.lease_s
+        connection.execute(
+            DRIVERS.delete().where(DRIVERS.c.study_id == study_id, DRIVERS.c.expires_at < long_ago)
+        )
+
+    def leave(self, connection: sa.Connection) -> None:
+        """Say that this driver has left."""
+        connection.execute(DRIVERS.delete().where(DRIVERS.c.owner == self.owner))
+
+    def any_driver(self, connection: sa.Connection, study_id: int) -> bool:
+        """Return whether any driver of a study still breathes."""
+        alive = sa.select(DRIVERS.c.owner).where(
+            DRIVERS.c.study_id == study_id, DRIVERS.c.expires_at > self.now
+        )
+        return connection.execute(alive.limit(1)).first() is not None
+
+    @property
+    def _until(self) -> sa.ColumnElement[float]:
+        return self.now + self.lease_s
+
+    def _set(
+        self,
+        connection: sa.Connection,
+        trial_id: int,
+        epoch: int,
+        expires_at: sa.ColumnElement[float],
+    ) -> bool:
+        """Give an own lease another end; return whether it is still this driver's."""
         result = connection.execute(
             LEASES.update()
             .where(
@@ -138,6 +155,6 @@ class Leases:
                 LEASES.c.owner == self.owner,
                 LEASES.c.epoch == epoch,
             )
-            .values(expires_at=self._now + self.lease_s)
+            .values(expires_at=expires_at)
         )
-        return int(result.rowcount)
+        return bool(result.rowcount)

@@ -7,7 +7,7 @@ without a trace; only an accepted one is ever stored. Knows no database.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -16,6 +16,8 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.rungs import Rungs
+
 
 class Mirror(InMemoryStorage):
     """Optuna's in-memory storage with one study, whose trials can be replaced and taken back.
@@ -23,10 +25,24 @@ class Mirror(InMemoryStorage):
     Reaches into the private fields of InMemoryStorage (Optuna 5.0): it has no way to remove a trial.
     """
 
-    def __init__(self, name: str, direction: StudyDirection) -> None:
+    def __init__(
+        self,
+        name: str,
+        direction: StudyDirection,
+        bracket_of: Callable[[int], int] = lambda number: 0,
+    ) -> None:
+        """Hold no trial yet.
+
+        Args:
+            name: Of the study.
+            direction: Whether smaller or larger values are better.
+            bracket_of: Number of a trial -> its bracket, within which trials are compared.
+        """
         super().__init__()
         self.study_id = self.create_new_study([direction], name)
         self.name = name
+        self.minimize = direction is StudyDirection.MINIMIZE
+        self.rungs = Rungs(bracket_of)
 
     def study(self, sampler: BaseSampler | None = None) -> optuna.Study:
         """Return the study, to be used with this sampler."""
@@ -59,6 +75,13 @@ class Mirror(InMemoryStorage):
             self.create_new_trial(self.study_id, shown)
         shown._trial_id = trials[trial.number]._trial_id
         trials[trial.number] = shown
+        self.rungs.see(shown)
+
+    def add_report(self, number: int, validation: int, value: float) -> None:
+        """Add a validation to a trial that is here."""
+        trial = self.trials[number]
+        trial.intermediate_values[validation] = value
+        self.rungs.see(trial)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """Return the best trial, by looking: the parent remembers one and would miss ``put``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console, Group
@@ -13,9 +12,9 @@ from rich.text import Text
 
 from hpo import trial_log
 from hpo.lookup import find_trainer, option_defaults
-from hpo.studies import TrialRecord, best_of
+from hpo.studies import TrialRecord
 from hpo.study import Claim, Study
-from hpo.tables import counted, in_words, shown, trials_table
+from hpo.tables import MAX_ROWS, counted, in_words, shown, trials_table
 from hpo.trackers import chosen
 from hpo.trackers.outlet import FLUSH_S, Outlets
 from hpo.trackers.tracker import Ending
@@ -42,7 +41,7 @@ class RunProgress:
         spec = study.spec
         self._outlets = Outlets(
             chosen(spec.report_to),
-            study.folder,
+            study.store.work_folder(),
             spec.study,
             spec.metric,
             spec.run_name,
@@ -65,9 +64,10 @@ class RunProgress:
 
     def reported(self, number: int, report: Report, over: bool) -> None:
         """Tell of a validation or an end, and keep the trial's log."""
-        trial = self._study.trials()[number]
+        trial = self._study.trial(number)
         verdict = (trial.reason or trial.state.lower()) if over else "goes on"
         trial_log.append(self._study.store.trial_folder(number), report, verdict)
+        self._study.store.push(number)
         self._tell(trial)
         for note in report.notes:
             if note not in self._notes:
@@ -108,10 +108,11 @@ class RunProgress:
         if wait_s:
             self._tell_of_ended()
         self._say(self._outlets.close(wait_s))
+        self._study.store.flush()
 
     def _tell_of_ended(self) -> None:
         if self._study.spec.report_to:
-            for trial in self._study.trials():
+            for trial in self._study.record.trials():
                 if trial.reason is not None:
                     self._tell(trial)
 
@@ -127,14 +128,13 @@ class RunProgress:
             self.noted(text)
 
     def _picture(self) -> Group:
-        trials = self._study.trials()
-        spec = self._study.spec
-        best = best_of(trials, spec)
-        table: Table = trials_table(trials, spec, best)
-        counts = Counter(trial.state for trial in trials)
+        counts, spec = self._study.counts(), self._study.spec
+        num_trials = sum(counts.values())
+        best, shown_trials = self._study.best(), self._study.recent(MAX_ROWS)
+        table: Table = trials_table(shown_trials, spec, best, num_trials)
         seconds = int(time.monotonic() - self._started)
         status = (
-            f"{spec.study}: {len(trials)} of {self._study.num_trials} trials, {counted(counts)}, "
+            f"{spec.study}: {num_trials} of {self._study.num_trials} trials, {counted(counts)}, "
             f"{seconds // 60}:{seconds % 60:02d} min. Ctrl-C saves and leaves."
         )
         return Group(table, Text(status, style="dim"))

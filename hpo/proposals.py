@@ -17,6 +17,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 
+from hpo.attributes import SAMPLER_STATE
 from hpo.errors import ExhaustedError
 from hpo.mirror import Mirror
 from hpo.samplers import GRID, build_sampler, derived_seed
@@ -29,9 +30,6 @@ looks for an optimum, like GP's, may find the same point again and again."""
 
 MAX_ATTEMPTS = 400
 """Proposals rejected in a row before there is nothing left to propose."""
-
-SAMPLER_STATE = "hpo:sampler_state"
-"""What a sampler wrote into the study while it proposed; stored with the trial it proposed."""
 
 
 @dataclass(frozen=True)

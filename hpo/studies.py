@@ -6,10 +6,8 @@ ten thousand trials as objects takes seconds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,28 +16,25 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.attributes import CONFIG, END, METRIC_NAMES, REPORT, SPEC, STOP, VERSION
 from hpo.checkpoints import CheckpointStore
 from hpo.database import Database, guarded, shown
 from hpo.errors import NoDatabaseError, StudyError
-from hpo.leases import LEASES, Leases
+from hpo.leases import DRIVERS, LEASES
+from hpo.row_shapes import readable, stored_spec, this_version
+from hpo.rows import Rows
 from hpo.spec import StudySpec
-from hpo.stored_rows import (
-    CONFIG,
-    END,
-    REPORT,
-    check_trial,
-    readable,
-    stored_spec,
-    this_version,
+from hpo.stored_trials import (
+    ATTRIBUTES,
+    PARAMS,
+    REPORTS,
+    TRIALS,
+    USER_ATTRIBUTES,
+    VALUES,
+    StoredTrials,
 )
+from hpo.summary import Summary, counts_by_study
 from search_spaces.problems import did_you_mean
-
-SPEC = "hpo:spec"
-STOP = "hpo:stop"
-VERSION = "hpo:version"  # of the hpo that wrote the spec last
-CONSTRAINTS = "constraints"  # Optuna's own, in the form that optuna-dashboard 0.21 reads too
-INFEASIBLE = [1.0]  # of a trial that fits on no device; of Optuna's samplers TPE minds it
-METRIC_NAMES = "study:metric_names"  # Optuna's own: the dashboard writes it at the axes
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -106,25 +101,29 @@ class StudyRecord:
         """The study's name."""
         return self.spec.study
 
-    def trials(self) -> list[TrialRecord]:
-        """Return all trials by number."""
-        return [trial_record(trial, self.spec) for trial in self._stored()]
+    @property
+    def stored(self) -> StoredTrials:
+        """The trials' rows."""
+        return StoredTrials(self.database, self.study_id, self.name)
+
+    def trials(self, numbers: Sequence[int] | None = None) -> list[TrialRecord]:
+        """Return all trials by number, or some of them."""
+        stored = self.stored.all() if numbers is None else self.stored.numbered(numbers)
+        return [trial_record(trial, self.spec) for trial in stored]
 
     def best(self) -> TrialRecord | None:
         """Return the best trial that had its full budget (or ended by its own patience)."""
-        return best_of(self.trials(), self.spec)
+        number = self.summary.best(self.spec.sign)
+        return None if number is None else self.trials([number])[0]
 
-    def _stored(self) -> list[FrozenTrial]:
-        """Return all trials as Optuna has them, by number, each of a shape that is known."""
-        storage = self.database.storage
-        with readable(self.name, shown(self.database.url)):
-            stored = guarded(
-                self.database.url, lambda: storage.get_all_trials(self.study_id, deepcopy=False)
-            )
-            stored = sorted(stored, key=lambda trial: trial.number)
-        for trial in stored:
-            check_trial(self.name, trial)
-        return stored
+    def num_trials(self) -> int:
+        """Return the number of trials, whatever their state."""
+        return sum(self.summary.counts().values())
+
+    @property
+    def summary(self) -> Summary:
+        """What SQL alone says of the trials."""
+        return Summary(self.database, self.study_id, self.name)
 
     def update_spec(self, spec: StudySpec) -> StudyRecord:
         """Store an edited spec."""
@@ -134,18 +133,14 @@ class StudyRecord:
         return StudyRecord(self.database, self.study_id, spec)
 
     def request_stop(self) -> None:
-        """Ask every driver of this study to save and leave."""
-        self._set(STOP, time.time())
+        """Ask every driver that runs this study now to save and leave."""
+        self._set(STOP, self._rows().now())
 
-    def clear_stop(self) -> None:
-        """Forget an earlier request."""
-        self._set(STOP, None)
-
-    def stop_requested(self) -> bool:
-        """Return whether somebody has asked."""
+    def stop_requested(self, since: float) -> bool:
+        """Return whether somebody has asked since a time by the database's clock."""
         storage = self.database.storage
         attrs = guarded(self.database.url, lambda: storage.get_study_system_attrs(self.study_id))
-        return attrs.get(STOP) is not None
+        return float(attrs.get(STOP) or 0.0) >= since
 
     def is_driven(self) -> bool:
         """Return whether a driver runs this study now, as far as anyone can tell."""
@@ -153,11 +148,14 @@ class StudyRecord:
             lock = self.database.driver_lock(self.name)
         except StudyError:
             return True
-        if lock is not None:
-            lock.release()
-            return False
-        unfinished = [t._trial_id for t in self._stored() if not t.state.is_finished()]
-        return Leases(self.database, "", 0.0).any_alive(unfinished)
+        if lock is None:
+            return self._rows().any_driver()
+        lock.release()
+        return False
+
+    def _rows(self) -> Rows:
+        """Return the rows as nobody's driver: good for looking only."""
+        return Rows(self.database, self.study_id, "", 0.0)
 
     def _set(self, key: str, value: Any) -> None:
         storage = self.database.storage
@@ -174,12 +172,17 @@ class StudyRecord:
                 f"the study {self.name!r} is being run. Type `hpo stop {self.name}` first; the lease "
                 f"of a driver that died on a server runs out after {self.spec.lease_s:g} s."
             )
-        ids = [trial._trial_id for trial in self._stored()]
-        with readable(self.name, shown(self.database.url)):
-            self.database.storage.delete_study(self.study_id)
+        guarded(self.database.url, self._delete_rows)
+
+    def _delete_rows(self) -> None:
+        trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == self.study_id)
         with self.database.engine.begin() as connection:
-            for trial_id in ids:
-                connection.execute(LEASES.delete().where(LEASES.c.trial_id == trial_id))
+            connection.execute(LEASES.delete().where(LEASES.c.trial_id.in_(trials)))
+            connection.execute(DRIVERS.delete().where(DRIVERS.c.study_id == self.study_id))
+            for table in (PARAMS, ATTRIBUTES, USER_ATTRIBUTES, VALUES, REPORTS):
+                connection.execute(table.delete().where(table.c.trial_id.in_(trials)))
+            connection.execute(TRIALS.delete().where(TRIALS.c.study_id == self.study_id))
+        self.database.storage.delete_study(self.study_id)
 
 
 def create_study(spec: StudySpec, url: str) -> StudyRecord:
@@ -190,14 +193,15 @@ def create_study(spec: StudySpec, url: str) -> StudyRecord:
         StorageError: The database cannot be used.
     """
     database = Database(url)
-    folder = Path(spec.output_dir) / spec.study
+    store = CheckpointStore.of_study(spec.output_dir, spec.study)
+    store.check()
     direction = StudyDirection.MINIMIZE if spec.direction == "minimize" else StudyDirection.MAXIMIZE
     try:
         study_id = guarded(url, lambda: database.storage.create_new_study([direction], spec.study))
-        if CheckpointStore(folder).trials():  # its trials would go on from them
+        if store.trials():  # its trials would go on from them
             database.storage.delete_study(study_id)
             raise StudyError(
-                f"{folder} holds the checkpoints of another study {spec.study!r}, which is not in "
+                f"{store.shown()} holds the checkpoints of another study {spec.study!r}, which is not in "
                 f"{shown(url)}. Remove the folder, or give another 'study:' or 'output_dir:'."
             )
         database.storage.set_study_system_attr(study_id, METRIC_NAMES, [spec.metric])
@@ -243,22 +247,7 @@ def list_studies(url: str) -> list[StudySummary]:
         database = Database(url, create=False)
     except NoDatabaseError:
         return []
-    query = sa.text(
-        "SELECT s.study_name, t.state, count(t.trial_id) FROM studies s "
-        "LEFT JOIN trials t ON t.study_id = s.study_id GROUP BY s.study_name, t.state "
-        "ORDER BY s.study_name"
-    )
-    counts: dict[str, dict[str, int]] = {}
-
-    def read() -> None:
-        with database.engine.connect() as connection:
-            for name, state, count in connection.execute(query):
-                by_state = counts.setdefault(name, {})
-                if state is not None:
-                    by_state[str(state)] = int(count)
-
-    guarded(url, read)
-    return [StudySummary(name, sum(c.values()), c) for name, c in counts.items()]
+    return [StudySummary(name, sum(c.values()), c) for name, c in counts_by_study(database)]
 
 
 def trial_record(trial: FrozenTrial, spec: StudySpec) -> TrialRecord:
@@ -298,11 +287,5 @@ def best_validation(trial: FrozenTrial, spec: StudySpec) -> int | None:
 
 def best_of(trials: Sequence[TrialRecord], spec: StudySpec) -> TrialRecord | None:
     """Return the best of the completed trials, the first of equals."""
-    ranking = ranked(trials, spec)
-    return ranking[0] if ranking else None
-
-
-def ranked(trials: Sequence[TrialRecord], spec: StudySpec) -> list[TrialRecord]:
-    """Return the completed trials, best first."""
     complete = [t for t in trials if t.state == TrialState.COMPLETE.name and t.value is not None]
-    return sorted(complete, key=lambda t: (spec.sign * (t.value or 0.0), t.number))
+    return min(complete, key=lambda t: (spec.sign * (t.value or 0.0), t.number), default=None)

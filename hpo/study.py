@@ -1,7 +1,8 @@
-"""A study as its driver sees it: propose, report -> verdict, tell, adopt, delete checkpoints.
+"""A study as its driver sees it: propose, report -> verdict, tell, adopt.
 
-The only writer of the storage. Every method leaves the database in a state from which a new driver
-goes on: what is decided is a function of what is stored, and nothing else is remembered.
+The only writer of the storage. Every act is one transaction (``hpo.rows``) and leaves the database in
+a state from which a new driver goes on: what is decided is a function of what is stored, and nothing
+else is remembered. Which checkpoints go is in ``hpo.keeping``.
 """
 
 from __future__ import annotations
@@ -13,46 +14,34 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import trial_log
+from hpo import faults, trial_log
+from hpo.attributes import CONFIG, DIGEST, LOSSES, REPORT, SAMPLER_STATE
 from hpo.checkpoints import CheckpointStore
-from hpo.database import guarded, shown
-from hpo.errors import CheckpointError, ExhaustedError, LeaseLostError
-from hpo.leases import Leases
+from hpo.database import shown
+from hpo.errors import ExhaustedError, LeaseLostError
+from hpo.keeping import LEFTOVER_AGE_S, Keeper
 from hpo.mirror import Mirror
-from hpo.proposals import SAMPLER_STATE, Proposal, Proposer
-from hpo.result import write_best
-from hpo.stored_rows import CONFIG, DIGEST, END, LOSSES, REPORT, check_trial, readable
-from hpo.studies import (
-    CONSTRAINTS,
-    INFEASIBLE,
-    StudyRecord,
-    TrialRecord,
-    best_validation,
-    ranked,
-    trial_record,
-)
+from hpo.proposals import Proposer
+from hpo.row_shapes import readable
+from hpo.rows import Rows
+from hpo.standing import Standing
+from hpo.studies import StudyRecord, TrialRecord, best_validation, trial_record
 from hpo.verdicts import build_judge
 from search_spaces import SpaceError
 from trainers.protocol import Report
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
-
-LEFTOVER_AGE_S = 60.0
-"""Unfinished checkpoints that old are a dead writer's; a younger one may still be written."""
+RECENT = 64
+"""Finished trials whose whole record is remembered: those that people look at."""
 
 STATE_OF_END = {
     "finished": TrialState.COMPLETE,
@@ -98,24 +87,30 @@ class Study:
         self.spec = record.spec
         self.num_trials = num_trials
         self.record = record
-        self.folder = Path(self.spec.output_dir) / self.spec.study
-        self.store = CheckpointStore(self.folder)
+        self.store = CheckpointStore.of_study(self.spec.output_dir, self.spec.study)
+        self.store.check()
+        self.folder = self.store.work
+        self._keeper = Keeper(self.store, self.spec)
         self._lock = record.database.driver_lock(record.name)
         self.owner = f"{os.uname().nodename[:20]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._leases = Leases(record.database, self.owner, self.spec.lease_s)
+        self._rows = Rows(record.database, record.study_id, self.owner, self.spec.lease_s)
         self._renew_at = 0.0
-        self._storage = get_storage(record.database.storage)
         direction = StudyDirection.MINIMIZE if self.spec.sign > 0 else StudyDirection.MAXIMIZE
-        self._mirror = Mirror(record.name, direction)
         self._judge = build_judge(self.spec.pruner)
+        self._mirror = Mirror(record.name, direction, self._judge.bracket_of)
+        self._standing = Standing(self.spec.sign)
         with readable(record.name, shown(record.database.url)):
             self._space = self.spec.search_space
             self._proposer = Proposer(self.spec, self._mirror)
+        self._distributions: dict[frozenset[str], dict[str, BaseDistribution]] = {}
         self._ids: list[int] = []
         self._claims: dict[int, Claim] = {}
         self._digests: set[str] = set()
-        self._write(self._sync)
-        record.clear_stop()
+        self._records: dict[int, TrialRecord] = {}
+        self._began_at = self._rows.now()
+        self.tick()
+        for trial in record.stored.all(light=True):
+            self._see(trial)
         self._sweep()
         self._write_best()
 
@@ -144,72 +139,42 @@ class Study:
 
     def _interrupted(self) -> int | None:
         """Claim the first unfinished trial that nobody holds, and return its number."""
-        for trial in self._mirror.trials:
-            if trial.state.is_finished() or trial.number in self._claims:
+        for number in self._standing.unfinished:
+            if number in self._claims:
                 continue
-            trial_id = self._ids[trial.number]
-            epoch = self._write(partial(self._leases.claim, trial_id))
-            if epoch is None:
-                continue
-            self._claim(trial.number, epoch, adopted=True)
-            return trial.number
+            epoch = self._rows.claim(self._ids[number])
+            if epoch is not None:
+                self._claim(number, self._ids[number], epoch, adopted=True)
+                faults.reached("adopted")
+                return number
         return None
 
     def _propose(self) -> Claim | None:
-        unfinished = any(not trial.state.is_finished() for trial in self._mirror.trials)
-        if len(self._mirror.trials) >= self.num_trials:
+        number = len(self._ids)
+        unfinished = self._standing.unfinished
+        if number >= self.num_trials:
             if unfinished:
                 return None
             raise ExhaustedError(f"all {self.num_trials} trials are done.")
-        number = len(self._mirror.trials)
         try:
             proposal = self._proposer.propose(number, self._digests)
         except ExhaustedError:
             if unfinished:
                 return None
             raise
-        trial_id = self._write(lambda: self._insert(number, proposal))
-        self._write(self._sync_one(trial_id))
-        epoch = self._write(lambda: self._leases.claim(trial_id))
-        if epoch is None:  # another driver saw the row before we claimed it
+        faults.reached("proposed")
+        trial_id = self._rows.insert(number, proposal)
+        if trial_id is None:  # another driver has stored one since, without our seeing it
             return None
-        return self._claim(number, epoch, adopted=False)
+        claim = self._claim(number, trial_id, 1, adopted=False)
+        faults.reached("running")
+        return claim
 
-    def _insert(self, number: int, proposal: Proposal) -> int:
-        """Store a proposal in one insert. It waits until it is claimed: no state lacks an owner.
-
-        Tried again after a fault that came behind the commit, it finds the row and makes no second.
-        """
-        self._sync()
-        if len(self._ids) > number:
-            return self._ids[number]
-        template = FrozenTrial(
-            number=-1,
-            trial_id=-1,
-            state=TrialState.WAITING,
-            value=None,
-            datetime_start=None,
-            datetime_complete=None,
-            params=dict(proposal.params),
-            distributions=dict(proposal.distributions),
-            user_attrs={},
-            system_attrs={
-                **proposal.system_attrs,
-                CONFIG: proposal.config,
-                DIGEST: proposal.digest,
-            },
-            intermediate_values={},
-        )
-        return self._storage.create_new_trial(self.record.study_id, template)
-
-    def _claim(self, number: int, epoch: int, *, adopted: bool) -> Claim:
+    def _claim(self, number: int, trial_id: int, epoch: int, *, adopted: bool) -> Claim:
+        self._look_at(number, trial_id)
         config = dict(self._mirror.trials[number].system_attrs[CONFIG])
         claim = Claim(number, epoch, config, adopted)
         self._claims[number] = claim
-        self._write(
-            lambda: self._storage.set_trial_state_values(self._ids[number], TrialState.RUNNING)
-        )
-        self._write(self._sync_one(self._ids[number]))
         return claim
 
     def _settle(self, number: int) -> bool:
@@ -222,10 +187,6 @@ class Study:
         reports that only the checkpoint has, oldest first.
         """
         self.store.sweep(number, LEFTOVER_AGE_S)
-        end = self._mirror.trials[number].system_attrs.get(END) or {}
-        if end.get("reason") == "out_of_memory":  # killed before the rest of it was told
-            self._end(number, "out_of_memory", end["message"], end["notes"])
-            return True
         checkpoint = self.store.newest(number)
         reports = self.store.reports(number, checkpoint) if checkpoint else []
         history = {report.validation: report for report in reports}
@@ -233,6 +194,7 @@ class Study:
         for index in sorted({*stored, *history}):
             if index in history:
                 trial_log.catch_up(self.store.trial_folder(number), history[index])
+                self.store.push(number)
             if index not in stored and self.report(number, history[index]):
                 return True
             ends_here = index in history and history[index].end is not None
@@ -264,6 +226,7 @@ class Study:
         """
         if self.knows(number, report):
             return False
+        faults.reached("report received")
         stored = self._mirror.trials[number].intermediate_values
         if report.metrics and report.validation not in stored:
             value = report.metrics.get(self.spec.metric)
@@ -280,41 +243,35 @@ class Study:
                 self._end(number, "diverged", f"{self.spec.metric} is {value}.", report.notes)
                 return True
             self._file(number, report, float(value))
+            faults.reached("report stored")
         if report.end is not None:
             self._end(number, report.end, report.message, report.notes)
             return True
         if report.metrics and self._stops_at(number, report.validation):
             self._end(number, "pruned", None)
             return True
-        self._thin_out(number)
+        self._keeper.thin_out(self.trial(number))
         return False
 
     def _file(self, number: int, report: Report, value: float) -> None:
-        trial_id = self._ids[number]
-        said: Any = {"step": report.step, "metrics": dict(report.metrics)}
+        said: dict[str, Any] = {"step": report.step, "metrics": dict(report.metrics)}
         if report.notes:
             said["notes"] = list(report.notes)
-
-        def write() -> None:
-            with self._leases.held(trial_id, self._claims[number].epoch):
-                self._storage.set_trial_system_attr(trial_id, f"{REPORT}{report.validation}", said)
-                self._storage.set_trial_intermediate_value(trial_id, report.validation, value)
-
-        self._write(write)
-        held = self._mirror.trials[number]
-        held.system_attrs[f"{REPORT}{report.validation}"] = said
-        held.intermediate_values[report.validation] = value
+        epoch = self._claims[number].epoch
+        self._rows.report(self._ids[number], epoch, report.validation, said, value)
+        self._mirror.trials[number].system_attrs[f"{REPORT}{report.validation}"] = said
+        self._mirror.add_report(number, report.validation, value)
 
     def _stops_at(self, number: int, validation: int) -> bool:
         """Return the verdict on a trial as it was at one of its validations."""
+        self._see_other_drivers()
         trial = copy.copy(self._mirror.trials[number])
         trial.intermediate_values = {
             index: value
             for index, value in trial.intermediate_values.items()
             if index <= validation
         }
-        self._see_other_drivers()
-        return self._judge.stops(self._mirror.study(), trial)
+        return self._judge.stops(self._mirror, trial)
 
     # Ends
 
@@ -331,14 +288,8 @@ class Study:
         Raises:
             LeaseLostError: Another driver has it.
         """
-        trial_id = self._ids[number]
-        losses = [*self._mirror.trials[number].system_attrs.get(LOSSES, []), cause]
-
-        def write() -> None:
-            with self._leases.held(trial_id, self._claims[number].epoch):
-                self._storage.set_trial_system_attr(trial_id, LOSSES, losses)
-
-        self._write(write)
+        losses = [*self.losses(number), cause]
+        self._rows.note_losses(self._ids[number], self._claims[number].epoch, losses)
         self._mirror.trials[number].system_attrs[LOSSES] = losses
         if len(losses) <= self.spec.max_failures:
             return True
@@ -346,114 +297,120 @@ class Study:
         self._end(number, "lost", f"it was lost {len(losses)} times: {said}")
         return False
 
+    def losses(self, number: int) -> list[str]:
+        """Return why a trial's process or node was lost, each time so far."""
+        return list(self._mirror.trials[number].system_attrs.get(LOSSES, []))
+
     def repeated_error(self) -> str | None:
         """Return the error that the last ``max_identical_errors`` ended trials failed with, if any."""
-        ended = [trial for trial in self._mirror.trials if trial.state.is_finished()]
-        ended.sort(key=lambda trial: (str(trial.datetime_complete), trial.number))
-        last = [
-            trial.system_attrs.get(END, {}) for trial in ended[-self.spec.max_identical_errors :]
-        ]
-        errors = {
-            _kind_of(end.get("message") or "") for end in last if end.get("reason") == "failed"
-        }
-        if len(last) < self.spec.max_identical_errors or len(errors) != 1:
+        wanted = self.spec.max_identical_errors
+        if self._standing.counts[TrialState.FAIL] < wanted:
             return None
-        if any(end.get("reason") != "failed" for end in last):
+        last = self.record.summary.last_ends(wanted)
+        kinds = {(end.reason, _kind_of(end.message or "")) for end in last}
+        if len(last) < wanted or len(kinds) > 1 or last[0].reason != "failed":
             return None
-        return str(last[-1]["message"])
+        return last[0].message
 
     def release(self, number: int) -> None:
         """Hand an unfinished trial back, to be adopted by whoever comes next."""
         claim = self._claims.pop(number)
-        trial_id = self._ids[number]
-
-        def write() -> None:
-            with self._leases.held(trial_id, claim.epoch):
-                self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
-            self._leases.release(trial_id, claim.epoch)
-
-        self._write(write)
-        self._write(self._sync_one(trial_id))
+        faults.reached("releasing")
+        self._rows.release(self._ids[number], claim.epoch)
+        faults.reached("released")
+        self._look_at(number, self._ids[number])
 
     def _end(
         self, number: int, reason: str, message: str | None, notes: Sequence[str] = ()
     ) -> None:
-        trial_id = self._ids[number]
         state = STATE_OF_END[reason]
         trial = self._mirror.trials[number]
         best = best_validation(trial, self.spec)
         if state is TrialState.COMPLETE and best is None:
             state, reason = TrialState.FAIL, "failed"
             message = f"the trial ended without one validation of {self.spec.metric!r}."
-        values = None if reason == "out_of_memory" else _told_values(trial, state, best)
-
-        def write() -> None:
-            with self._leases.held(trial_id, self._claims[number].epoch):
-                end = {"reason": reason, "message": message, "notes": list(notes)}
-                try:
-                    self._storage.set_trial_system_attr(trial_id, END, end)
-                    if reason == "out_of_memory":
-                        self._storage.set_trial_system_attr(trial_id, CONSTRAINTS, INFEASIBLE)
-                    self._storage.set_trial_user_attr(trial_id, "ended", reason)
-                    if message:
-                        self._storage.set_trial_user_attr(trial_id, "message", message[:2000])
-                    self._storage.set_trial_state_values(trial_id, state, values)
-                except UpdateFinishedTrialError:
-                    return  # told before a retry: the write had reached the database
-
-        self._write(write)
-        self._write(self._sync_one(trial_id))
+        is_infeasible = reason == "out_of_memory"
+        value = None if is_infeasible else _told_value(trial, state, best)
+        end = {"reason": reason, "message": message, "notes": list(notes)}
+        faults.reached("judged")
+        self._rows.end(
+            self._ids[number],
+            self._claims[number].epoch,
+            state,
+            value,
+            end,
+            is_infeasible=is_infeasible,
+        )
+        faults.reached("told")
+        self._look_at(number, self._ids[number])
         del self._claims[number]
         if state is TrialState.COMPLETE:
             self._write_best()
-        self._sweep()
+        self._keeper.sweep_trial(number, self._winners())
 
     # Files
 
-    def _thin_out(self, number: int) -> None:
-        """Delete a running trial's checkpoints but its best, its latest and the one before.
-
-        One that is newer than the newest report stays: its report is under way and may be the best.
-        """
-        trial = trial_record(self._mirror.trials[number], self.spec)
-        steps = self.store.steps(number)
-        filed = [step for step in steps if step <= trial.step]
-        keep = {step for step in steps if step > trial.step} | {*filed[-2:], trial.best_step}
-        self.store.delete(number, {step for step in steps if step in keep})
-
     def _winners(self) -> dict[int, int]:
         """Return the trials whose best checkpoint is kept, with its step."""
-        best = ranked(self.trials(), self.spec)[: self.spec.keep_checkpoints]
-        return {trial.number: trial.best_step for trial in best if trial.best_step is not None}
+        leaders = self._known(self._standing.leaders(self.spec.keep_checkpoints))
+        return {trial.number: trial.best_step for trial in leaders if trial.best_step is not None}
 
     def _sweep(self) -> None:
         """Delete the checkpoints of finished trials that cannot win any more."""
-        winners = self._winners()
-        for number in self.store.trials():
-            known = number < len(self._mirror.trials)
-            if known and self._mirror.trials[number].state.is_finished():
-                self.store.delete(number, {winners[number]} if number in winners else ())
-                self.store.sweep(number, LEFTOVER_AGE_S)
+        num_known = len(self._ids)
+        unfinished = set(self._standing.unfinished)
+        self._keeper.sweep(lambda n: n < num_known and n not in unfinished, self._winners())
 
     def _write_best(self) -> None:
-        """Bring `best/` up to what the database says; a torn checkpoint gives way to the next."""
+        """Bring `best/` up to what the database says; a torn checkpoint gives way to the next kept."""
         with self.record.database.exclusive(self.record.study_id):
             self._see_other_drivers()
-            for trial in ranked(self.trials(), self.spec):
-                assert trial.best_step is not None
-                try:
-                    checkpoint = self.store.at_step(trial.number, trial.best_step)
-                except CheckpointError as error:
-                    log.warning("trial %d cannot be handed over: %s", trial.number, error)
-                    continue
-                write_best(self.folder / "best", self.spec, trial, checkpoint)
-                return
+            for trial in self._known(self._standing.leaders(self.spec.keep_checkpoints)):
+                if self._keeper.write_best(trial):
+                    return
 
     # Reading, and staying alive
 
-    def trials(self) -> list[TrialRecord]:
-        """Return all trials, as far as this driver knows."""
-        return [trial_record(trial, self.spec) for trial in self._mirror.trials]
+    def trial(self, number: int) -> TrialRecord:
+        """Return one trial, as far as this driver knows."""
+        return self._known([number])[0]
+
+    def recent(self, num_trials: int) -> list[TrialRecord]:
+        """Return the newest trials by number, as far as this driver knows."""
+        return self._known(range(max(0, len(self._ids) - num_trials), len(self._ids)))
+
+    def best(self) -> TrialRecord | None:
+        """Return the best trial that had its full budget (or ended by its own patience)."""
+        leaders = self._known(self._standing.leaders(1))
+        return leaders[0] if leaders else None
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of trials by state."""
+        return {state.name: count for state, count in self._standing.counts.items() if count}
+
+    def _known(self, numbers: Sequence[int]) -> list[TrialRecord]:
+        """Return trials; of finished ones the database is asked once, the last ``RECENT`` of them."""
+        found: dict[int, TrialRecord] = {}
+        for number in numbers:
+            if not self._mirror_is_finished(number):
+                found[number] = trial_record(self._mirror.trials[number], self.spec)
+            elif number in self._records:
+                found[number] = self._records[number]
+        missing = [number for number in numbers if number not in found]
+        if missing:
+            for stored in self.record.stored.of([self._ids[number] for number in missing]):
+                trial = trial_record(stored, self.spec)
+                found[trial.number] = self._records[trial.number] = trial
+            while len(self._records) > max(RECENT, len(numbers)):
+                del self._records[next(iter(self._records))]
+        return [found[number] for number in numbers]
+
+    def _mirror_is_finished(self, number: int) -> bool:
+        return self._mirror.trials[number].state.is_finished()
+
+    def stop_requested(self) -> bool:
+        """Return whether somebody has asked this driver to leave since it began."""
+        return self.record.stop_requested(self._began_at)
 
     def tick(self) -> set[int]:
         """Renew the leases when it is time; return the trials that were lost to other drivers."""
@@ -462,7 +419,7 @@ class Study:
             return set()
         self._renew_at = now + self.spec.lease_s / 3
         claims = [(self._ids[n], claim.epoch) for n, claim in self._claims.items()]
-        lost_ids = set(self._write(lambda: self._leases.renew(claims)))
+        lost_ids = set(self._rows.renew(claims))
         lost = {number for number in self._claims if self._ids[number] in lost_ids}
         for number in lost:
             self.drop(number)
@@ -470,19 +427,18 @@ class Study:
 
     def drop(self, number: int) -> None:
         """Forget a trial that another driver owns now."""
-        log.warning(
-            "trial %d was taken over by another driver, because this one was silent for more than "
-            "%g s; its work here is dropped",
-            number,
-            self.spec.lease_s,
-        )
-        self._claims.pop(number, None)
+        if self._claims.pop(number, None) is not None:
+            log.warning(
+                "trial %d was taken over by another driver, because this one was silent for more "
+                "than %g s; its work here is dropped",
+                number,
+                self.spec.lease_s,
+            )
 
     @property
     def is_done(self) -> bool:
         """Whether every trial that was asked for has ended."""
-        ended = all(trial.state.is_finished() for trial in self._mirror.trials)
-        return ended and len(self._mirror.trials) >= self.num_trials
+        return not self._standing.unfinished and len(self._ids) >= self.num_trials
 
     @property
     def claimed(self) -> frozenset[int]:
@@ -497,44 +453,43 @@ class Study:
             except LeaseLostError:
                 self._claims.pop(number, None)
         self._sweep()
+        self._rows.leave()
         if self._lock is not None:
             self._lock.release()
 
     def _see_other_drivers(self) -> None:
         """Catch up with what they have stored; on SQLite this driver is the only one."""
-        if not self.record.database.is_sqlite:
-            self._write(self._sync)
+        if self.record.database.is_sqlite:
+            return
+        theirs = [self._ids[n] for n in self._standing.unfinished if n not in self._claims]
+        for trial in self.record.stored.changed(len(self._ids), theirs):
+            self._see(trial)
 
-    def _sync(self) -> None:
-        with readable(self.record.name, shown(self.record.database.url)):
-            stored = self._storage.get_all_trials(self.record.study_id, deepcopy=False)
-            stored = sorted(stored, key=lambda trial: trial.number)
-        for trial in stored:
-            known = trial.number < len(self._mirror.trials)
-            if not known or not self._mirror.trials[trial.number].state.is_finished():
-                self._see(trial)
-
-    def _sync_one(self, trial_id: int) -> Callable[[], None]:
-        return lambda: self._see(self._storage.get_trial(trial_id))
-
-    def _distributions(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return a trial's ranges as they are now: samplers search where all trials agree."""
-        try:
-            return self._space.distributions(trial.params)
-        except SpaceError:
-            return trial.distributions
+    def _look_at(self, number: int, trial_id: int) -> None:
+        """Take a trial as it is stored now, after a write of this driver's own."""
+        (trial,) = self.record.stored.of([trial_id], light=True)
+        assert trial.number == number
+        self._see(trial)
 
     def _see(self, trial: FrozenTrial) -> None:
-        check_trial(self.record.name, trial)
+        """Take a trial as it is stored now."""
         if trial.number == len(self._ids):
             self._ids.append(trial._trial_id)
-        self._mirror.put(trial, self._distributions(trial))
+        self._mirror.put(trial, self._ranges(trial))
+        self._standing.see(trial)
         self._digests.add(str(trial.system_attrs.get(DIGEST)))
         for key, value in trial.system_attrs.get(SAMPLER_STATE, {}).items():
             self._mirror.set_study_system_attr(self._mirror.study_id, key, value)
 
-    def _write(self, action: Callable[[], _T]) -> _T:
-        return guarded(self.record.database.url, action)
+    def _ranges(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return a trial's ranges as they are now: samplers search where all trials agree."""
+        names = frozenset(trial.params)
+        if names not in self._distributions:
+            try:
+                self._distributions[names] = self._space.distributions(trial.params)
+            except SpaceError:
+                return trial.distributions
+        return self._distributions[names]
 
 
 def _kind_of(message: str) -> str:
@@ -543,10 +498,10 @@ def _kind_of(message: str) -> str:
     return re.sub(r"\d+", "#", lines[-1])
 
 
-def _told_values(trial: FrozenTrial, state: TrialState, best: int | None) -> list[float] | None:
+def _told_value(trial: FrozenTrial, state: TrialState, best: int | None) -> float | None:
     """Return what a trial is told with: a pruned one, as Optuna does it, with its last report."""
     if best is None or state is TrialState.FAIL:
         return None
     index = best if state is TrialState.COMPLETE else trial.last_step
     assert index is not None
-    return [trial.intermediate_values[index]]
+    return float(trial.intermediate_values[index])

@@ -25,10 +25,18 @@ def trials_table(
     trials: Sequence[TrialRecord],
     spec: StudySpec,
     best: TrialRecord | None,
+    num_trials: int,
     title: str = "",
-    limit: int = MAX_ROWS,
 ) -> Table:
-    """Return one row a trial, the best one marked."""
+    """Return one row a trial, the best one marked; it stands above the others if it is none of them.
+
+    Args:
+        trials: The newest ones, by number.
+        spec: Of their study.
+        best: The one that leads.
+        num_trials: Of the whole study.
+        title: Above the table.
+    """
     table = Table(title=title or None, title_justify="left", header_style="bold")
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -37,8 +45,8 @@ def trials_table(
     searched = [name for name, kind in spec.space.items() if not _is_tied(kind)]
     for name in searched:
         table.add_column(_heading(name), justify="right", no_wrap=True)
-    hidden = len(trials) - limit
-    rows = trials if hidden <= 0 else trials[-limit:]
+    is_older = best is not None and all(trial.number != best.number for trial in trials)
+    rows = [best, *trials] if best is not None and is_older else list(trials)
     for trial in rows:
         is_best = best is not None and trial.number == best.number
         mark = " *" if is_best else ""
@@ -50,7 +58,8 @@ def trials_table(
             *(shown(trial.config.get(name)) for name in searched),
             style="bold" if is_best else "",
         )
-    if hidden > 0:
+    if num_trials > len(rows):
+        hidden = num_trials - len(rows)
         table.caption = f"{hidden} older trials: hpo status {spec.study} --all"
     return table
 

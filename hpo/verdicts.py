@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import SpecError
 from hpo.lookup import find
+from hpo.mirror import Mirror
 from hpo.spec import PrunerSpec
 from search_spaces.problems import did_you_mean
 
@@ -36,12 +37,16 @@ PRUNERS = {
 class Judge(Protocol):
     """Decides on trials from stored reports alone."""
 
-    def stops(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+    def bracket_of(self, number: int) -> int:
+        """Return the bracket of a trial: it is compared with those of the same bracket."""
+        ...
+
+    def stops(self, mirror: Mirror, trial: FrozenTrial) -> bool:
         """Return whether the trial, judged at its newest report, shall end now.
 
         Args:
-            study: All trials, this one included, with their reports (step = validation index).
-            trial: The trial, its newest report included.
+            mirror: All trials, this one included, with their reports (step = validation index).
+            trial: The trial, as it was at that report.
         """
         ...
 
@@ -50,7 +55,11 @@ class Judge(Protocol):
 class Never:
     """No pruning."""
 
-    def stops(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+    def bracket_of(self, number: int) -> int:
+        """Return 0: all trials are of one bracket."""
+        return 0
+
+    def stops(self, mirror: Mirror, trial: FrozenTrial) -> bool:
         """Return False."""
         return False
 
@@ -84,37 +93,22 @@ class Asha:
             rung *= self.reduction_factor
         return rung == validation
 
-    def stops(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+    def bracket_of(self, number: int) -> int:
+        """Return 0: all trials are of one bracket."""
+        return 0
+
+    def stops(self, mirror: Mirror, trial: FrozenTrial) -> bool:
         """Return whether fewer than 1 / reduction_factor of the rung's trials are worse or equal."""
         validation = trial.last_step
         if validation is None or not self.is_rung(validation):
             return False
-        own = trial.intermediate_values[validation]
-        peers = [
-            other.intermediate_values[validation]
-            for other in self._peers(study, trial)
-            if validation in other.intermediate_values
-            and other.number != trial.number
-            and not is_infeasible(other)
-        ]
-        minimize = study.direction is optuna.study.StudyDirection.MINIMIZE
-        num_better = sum(peer < own if minimize else peer > own for peer in peers)
-        return num_better >= max(1, (len(peers) + 1) // self.reduction_factor)
-
-    def _peers(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[FrozenTrial]:
-        return study.get_trials(deepcopy=False)
-
-
-@dataclass(frozen=True)
-class _Bracket(Asha):
-    """One of Hyperband's successive halvings: only its own trials are peers."""
-
-    bracket_of: Callable[[int], int] = lambda number: 0
-
-    def _peers(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[FrozenTrial]:
-        mine = self.bracket_of(trial.number)
-        trials = study.get_trials(deepcopy=False)
-        return [other for other in trials if self.bracket_of(other.number) == mine]
+        num_better, num_trials = mirror.rungs.place(
+            trial.number,
+            validation,
+            trial.intermediate_values[validation],
+            minimize=mirror.minimize,
+        )
+        return num_better >= max(1, num_trials // self.reduction_factor)
 
 
 @dataclass(frozen=True)
@@ -163,15 +157,10 @@ class Hyperband:
             point -= size
         raise AssertionError("point lies below the sum of the sizes")
 
-    def stops(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+    def stops(self, mirror: Mirror, trial: FrozenTrial) -> bool:
         """Return the verdict of the trial's own bracket."""
-        bracket = _Bracket(
-            self.min_resource,
-            self.reduction_factor,
-            self.bracket_of(trial.number),
-            bracket_of=self.bracket_of,
-        )
-        return bracket.stops(study, trial)
+        bracket = Asha(self.min_resource, self.reduction_factor, self.bracket_of(trial.number))
+        return bracket.stops(mirror, trial)
 
 
 @dataclass(frozen=True)
@@ -180,9 +169,13 @@ class OptunaJudge:
 
     pruner: BasePruner
 
-    def stops(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+    def bracket_of(self, number: int) -> int:
+        """Return 0: the pruner chooses whom it compares."""
+        return 0
+
+    def stops(self, mirror: Mirror, trial: FrozenTrial) -> bool:
         """Return what the pruner says."""
-        return self.pruner.prune(study, trial)
+        return self.pruner.prune(mirror.study(), trial)
 
 
 OURS: Mapping[str, type[Asha] | type[Hyperband] | type[Never]] = {
@@ -191,11 +184,6 @@ OURS: Mapping[str, type[Asha] | type[Hyperband] | type[Never]] = {
     "hyperband": Hyperband,
     "none": Never,
 }
-
-
-def is_infeasible(trial: FrozenTrial) -> bool:
-    """Return whether a trial was told with a constraint that it breaks: it competes with nobody."""
-    return any(value > 0 for value in trial.constraints.values())
 
 
 def build_judge(spec: PrunerSpec, num_validations: int | None = None) -> Judge:

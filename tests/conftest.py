@@ -8,11 +8,19 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.postgres import Server, running_server
+from tests.s3_server import running_s3
 
 # Threads that wait for work shall sleep: by default they spin, and take the cores from other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread in each process, before torch loads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The options that an address of the local server ends with."""
+    with running_s3() as options:
+        yield options
 
 
 @pytest.fixture(scope="session")

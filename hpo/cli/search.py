@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hpo.checkpoints import CheckpointStore
 from hpo.cli import INTERRUPTED
 from hpo.cli.console import print_json, stderr, stdout
 from hpo.cli.target import JsonOption, StorageOption, StudyArgument, find_storage, find_target
@@ -19,9 +19,9 @@ from hpo.progress import RunProgress
 from hpo.samplers import GRID
 from hpo.spec import StudySpec
 from hpo.spec_file import read_spec_file
-from hpo.studies import StudyRecord, TrialRecord, best_of, create_study
+from hpo.studies import StudyRecord, TrialRecord, create_study
 from hpo.study import Study
-from hpo.tables import as_json, shown, trials_table
+from hpo.tables import MAX_ROWS, as_json, shown, trials_table
 from hpo.trackers import check_installed
 from hpo.trackers.outlet import FLUSH_S
 
@@ -55,7 +55,7 @@ def run(
     try:
         _search(record, num_trials, json)
     except HpoError:
-        if not any(trial.reports for trial in record.trials()):
+        if not record.summary.has_reports():
             record.delete()  # nothing was trained: the mended file may use the name
         raise
 
@@ -81,7 +81,7 @@ def resume(
         spec = _with_trials(edited, asked)  # a run's --trials may have been more than the file's
     check_installed(spec.report_to)
     num_trials = trials or spec.budget.trials or 1
-    have = len(record.trials())
+    have = record.num_trials()
     if num_trials < have:
         raise StudyError(
             f"the study {record.name!r} has {have} trials; --trials {num_trials} is fewer."
@@ -130,15 +130,15 @@ def delete(
         if missing_ok:
             return
         raise
-    folder = Path(record.spec.output_dir) / record.name
-    num_trials = len(record.trials())
+    store = CheckpointStore.of_study(record.spec.output_dir, record.name)
+    num_trials = record.num_trials()
     if not yes and not typer.confirm(
-        f"Delete the study {record.name!r} with {num_trials} trials, and {folder}?", err=True
+        f"Delete the study {record.name!r} with {num_trials} trials, and {store.shown()}?", err=True
     ):
         raise StudyError("nothing was deleted.")
     record.delete()
-    shutil.rmtree(folder, ignore_errors=True)
-    stderr.print(f"deleted the study {record.name!r} and {folder}")
+    store.clear()
+    stderr.print(f"deleted the study {record.name!r} and {store.shown()}")
 
 
 def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
@@ -161,31 +161,32 @@ def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
             stderr.print(f"stopped at once. To go on: hpo resume {record.name}")
             raise typer.Exit(INTERRUPTED) from None
         except HpoError as error:
-            if any(trial.reports for trial in held.trials()):
+            if record.summary.has_reports():
                 error.exit_code = 1  # the study had begun; what it has stands
             raise
         finally:
             progress.close(flush_s)
             held.close()
-    trials = record.trials()
-    best = best_of(trials, held.spec)
+    best = record.best()
+    have = record.num_trials()
     if as_json_:
         print_json(
             {
                 "study": record.name,
                 "outcome": outcome.reason,
                 "best": None if best is None else as_json(best),
-                "trials": [as_json(trial) for trial in trials],
+                "trials": [as_json(trial) for trial in record.trials()],
             }
         )
     else:
-        stdout.print(trials_table(trials, held.spec, best))
+        newest = record.trials(record.summary.latest(MAX_ROWS))
+        stdout.print(trials_table(newest, held.spec, best, have))
         if best is not None:
             _tell_best(held, best)
     if outcome.early:
         stderr.print(f"stopped: {outcome.reason}. To go on: hpo resume {record.name}")
-    elif len(trials) < num_trials:
-        stderr.print(f"ended after {len(trials)} of {num_trials} trials: {outcome.reason}")
+    elif have < num_trials:
+        stderr.print(f"ended after {have} of {num_trials} trials: {outcome.reason}")
     if outcome.by_signal:
         raise typer.Exit(INTERRUPTED)
     if best is None and not outcome.early:
@@ -199,7 +200,7 @@ def _tell_best(study: Study, best: TrialRecord) -> None:
     stdout.print(
         f"best: trial {best.number}, {spec.metric} {shown(best.value)}, {config}", soft_wrap=True
     )
-    stdout.print(f"adapter: {study.folder / 'best' / 'adapter'}", soft_wrap=True)
+    stdout.print(f"adapter: {study.store.shown('best', 'adapter')}", soft_wrap=True)
     stdout.print(
         f"next: hpo dashboard {spec.study} | hpo export {spec.study} --merge | "
         f"hpo resume {spec.study} --trials {study.num_trials * 2}",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hpo import trial_log
+from hpo.checkpoints import CheckpointStore
 from hpo.cli.console import print_json, stderr, stdout
 from hpo.cli.target import JsonOption, StorageOption, StudyArgument, find_storage, find_target
 from hpo.errors import SpecError, StudyError
 from hpo.result import config_yaml
-from hpo.studies import best_of, list_studies
+from hpo.studies import list_studies
+from hpo.summary import Ended
 from hpo.tables import (
     MAX_ROWS,
     as_json,
@@ -35,33 +35,38 @@ def status(
 ) -> None:
     """Show a study's trials, which one leads, and why the failed ones failed."""
     record = find_target(study, storage).open()
-    trials = record.trials()
-    best = best_of(trials, record.spec)
-    counts = Counter(trial.state for trial in trials)
+    best, counts = record.best(), record.summary.counts()
     if json:
         print_json(
             {
                 "study": record.name,
                 "asked": record.spec.budget.trials,
-                "counts": dict(counts),
+                "counts": counts,
                 "best": None if best is None else best.number,
-                "trials": [as_json(trial) for trial in trials],
+                "trials": [as_json(trial) for trial in record.trials()],
             }
         )
         return
-    title = f"{record.name}: {len(trials)} of {record.spec.budget.trials} trials, {counted(counts)}"
-    limit = len(trials) if all_ else MAX_ROWS
-    stdout.print(trials_table(trials, record.spec, best, title, limit))
-    for trial in trials:
-        if trial.message and trial.reason:
-            last_line = trial.message.strip().splitlines()[-1]
-            stdout.print(
-                f"trial {trial.number} {in_words(trial.reason)}: {last_line}",
-                markup=False,
-                soft_wrap=True,
-            )
-    for note in dict.fromkeys(note for trial in trials for note in trial.notes):
+    num_trials = sum(counts.values())
+    trials = record.trials(None if all_ else record.summary.latest(MAX_ROWS))
+    title = f"{record.name}: {num_trials} of {record.spec.budget.trials} trials, {counted(counts)}"
+    stdout.print(trials_table(trials, record.spec, best, num_trials, title))
+    _tell_causes([end for end in record.summary.ends() if end.message], record.name, all_)
+    for note in record.summary.notes():
         stdout.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _tell_causes(ends: Sequence[Ended], study: str, all_: bool) -> None:
+    """Say why trials failed, diverged or found no room, in one line each."""
+    shown_ends = ends if all_ else ends[-MAX_ROWS:]
+    for end in shown_ends:
+        last_line = (end.message or "").strip().splitlines()[-1]
+        stdout.print(
+            f"trial {end.number} {in_words(end.reason)}: {last_line}", markup=False, soft_wrap=True
+        )
+    if len(ends) > len(shown_ends):
+        hidden = len(ends) - len(shown_ends)
+        stdout.print(f"{hidden} more have a cause: hpo status {study} --all", soft_wrap=True)
 
 
 def best(study: StudyArgument, storage: StorageOption = None, json: JsonOption = False) -> None:
@@ -69,20 +74,25 @@ def best(study: StudyArgument, storage: StorageOption = None, json: JsonOption =
     record = find_target(study, storage).open()
     found = record.best()
     if found is None:
-        full = sum(trial.reason == "out_of_memory" for trial in record.trials())
+        full = sum(end.reason == "out_of_memory" for end in record.summary.ends())
         why = f" {full} of its trials fitted on no device (out of memory)." if full else ""
         raise StudyError(
             f"the study {record.name!r} has no completed trial yet.{why} See: hpo status "
             f"{record.name}"
         )
-    folder = Path(record.spec.output_dir) / record.name / "best"
+    store = CheckpointStore.of_study(record.spec.output_dir, record.name)
     if json:
-        print_json({**as_json(found), "folder": str(folder)})
+        print_json({**as_json(found), "folder": store.shown("best")})
         return
+    config_file = store.shown("best", "config.yaml")
+    again = (
+        f"train it again: hpo train {config_file}"
+        if store.is_local
+        else f"fetch it: hpo export {record.name}"
+    )
     heading = (
         f"trial {found.number} of {record.name}: {record.spec.metric} {shown(found.value)} at step "
-        f"{found.best_step}\nadapter: {folder / 'adapter'}\n"
-        f"train it again: hpo train {folder / 'config.yaml'}"
+        f"{found.best_step}\nadapter: {store.shown('best', 'adapter')}\n{again}"
     )
     spec = record.spec
     head = {"trainer": spec.trainer, "metric": spec.metric, "direction": spec.direction}
@@ -124,12 +134,14 @@ def logs(
     if validation is not None and not samples:
         raise SpecError("--validation goes with --samples.")
     record = find_target(study, storage).open()
-    trials = record.trials()
-    if trial >= len(trials):
+    num_trials = record.num_trials()
+    if trial >= num_trials:
         raise StudyError(
-            f"the study {record.name!r} has no trial {trial}; it has {len(trials)}, from 0."
+            f"the study {record.name!r} has no trial {trial}; it has {num_trials}, from 0."
         )
-    folder = Path(record.spec.output_dir) / record.name / str(trial)
+    (said,) = record.trials([trial])
+    store = CheckpointStore.of_study(record.spec.output_dir, record.name)
+    folder = store.log_folder(trial)
     if samples:
         _show_samples(trial_log.read_samples(folder), trial, validation, json)
         return
@@ -139,10 +151,12 @@ def logs(
         return
     for line in found[-lines:]:
         stdout.print(_spoken(line), markup=False, highlight=False, soft_wrap=True)
-    if trials[trial].message:
-        stdout.print(trials[trial].message, markup=False, highlight=False, soft_wrap=True)
+    if said.message:
+        stdout.print(said.message, markup=False, highlight=False, soft_wrap=True)
     if not found:
-        stderr.print(f"the log of trial {trial} is empty: no validation yet ({folder}).")
+        stderr.print(
+            f"the log of trial {trial} is empty: no validation yet ({store.shown(str(trial))})."
+        )
 
 
 def _show_samples(

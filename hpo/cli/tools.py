@@ -28,10 +28,12 @@ def validate(
     """
     from hpo.preview import preview
     from hpo.spec_file import read_spec_file
+    from hpo.store.address import check_usable
     from hpo.trackers import check_installed
 
     read = read_spec_file(file)
     check_installed(read.spec.report_to)
+    check_usable(read.spec.output_dir)
     found = preview(read.spec, trials, load=not quick)
     if json:
         print_json(found)
@@ -103,9 +105,10 @@ def export(
     target = (out or Path("export") / record.name).resolve()
     if target.exists():
         raise StudyError(f"{target} exists. Give another folder with --out, or remove it.")
-    store = CheckpointStore(Path(record.spec.output_dir) / record.name)
+    store = CheckpointStore.of_study(record.spec.output_dir, record.name)
     if chosen.best_step not in store.steps(chosen.number):
-        kept = [t.number for t in trials if t.best_step in store.steps(t.number)]
+        there = store.listing()
+        kept = [t.number for t in trials if t.best_step in there.get(t.number, [])]
         raise StudyError(
             f"the checkpoint of trial {chosen.number} was deleted, since it could not win. Kept are "
             f"the trials {', '.join(map(str, kept)) or 'none'}; 'keep_checkpoints:' keeps more."

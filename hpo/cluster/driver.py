@@ -216,6 +216,7 @@ class Driver:
             trainer=spec.trainer,
             fixed=spec.fixed,
             store=str(self._study.store.root),
+            disk_quota_gib=spec.disk_quota_gib,
             patience_s=max(spec.lease_s, 15.0),
             import_path=(os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)),
         )
@@ -297,7 +298,7 @@ class Driver:
             self._ending = self._ending or "the time budget is used up"
         if now >= self._poll_at and self._ending is None:
             self._poll_at = now + STOP_POLL_S
-            if self._study.record.stop_requested():
+            if self._study.stop_requested():
                 self._ending = "`hpo stop` asked for it"
         if self._ending is not None and now >= self._pause_at:
             if self._pause_at == 0.0:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpo import trial_log
-from hpo.checkpoints import HISTORY, MANIFEST, _checksum
 from hpo.errors import HpoError, TrainerError
+from hpo.store.manifest import HISTORY, MANIFEST, checksum
 from hpo.studies import open_study
 from hpo.study import Claim, Study
 from tests.fuzz.mutation import Mutator
@@ -193,7 +193,7 @@ def _sign(path: Path, runs: Path) -> None:
             return
         if manifest.exists():
             values = json.loads(manifest.read_text())
-            values["files"][path.relative_to(parent).as_posix()] = _checksum(path)
+            values["files"][path.relative_to(parent).as_posix()] = checksum(path).model_dump()
             manifest.write_text(json.dumps(values))
             return
 

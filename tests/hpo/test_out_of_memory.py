@@ -10,16 +10,18 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from typer.testing import CliRunner
 
+import hpo.rows
 import hpo.study
+from hpo.attributes import CONSTRAINTS, INFEASIBLE
 from hpo.cli.app import app
 from hpo.config_file import read_config_file
 from hpo.errors import TrainerError
+from hpo.mirror import Mirror
 from hpo.single import train_config
-from hpo.studies import CONSTRAINTS, INFEASIBLE, StudyRecord
+from hpo.studies import StudyRecord
 from hpo.study import Study
 from hpo.verdicts import Asha
 from tests.one_worker import Worker, again, make_spec, sqlite, start
-from trainers.protocol import Report
 
 GROWS = {"x": 0.3, "memory": 2.0, "size": 0.0, "max_steps": 6}
 SPACE = {
@@ -70,7 +72,7 @@ def test_the_sampler_avoids_where_trials_do_not_fit(
     if until == 0:  # without reports, a trial that merely failed is invisible to TPE
         monkeypatch.setitem(hpo.study.STATE_OF_END, "out_of_memory", TrialState.FAIL)
     else:  # with reports, one that is merely pruned looks good, and prunes its betters
-        monkeypatch.setattr(hpo.study, "INFEASIBLE", [])
+        monkeypatch.setattr(hpo.rows, "INFEASIBLE", [])
     ignored = num_too_large(search(tmp_path / "ignored", until, **changes))
     assert told <= ignored / 2, (told, ignored)
 
@@ -101,29 +103,10 @@ def test_it_is_no_competitor_at_a_rung(attrs: dict[str, object], stops: bool) ->
     for _ in range(3):
         study.add_trial(create_trial(**better))
     study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.5}))
-    assert Asha().stops(study, study.get_trials()[-1]) == stops
-
-
-def test_killed_while_it_is_told_it_is_told_alike_by_the_next_driver(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = make_spec(tmp_path)
-    record = start(spec, sqlite(tmp_path))
-    study = Study(record, 2)
-    number = study.next_trial().number
-    monkeypatch.setattr(study._storage, "set_trial_state_values", _killed)
-    with pytest.raises(KeyboardInterrupt):
-        study.report(number, Report(0, 0, 0, end="out_of_memory", message="no room"))
-    study._lock.release()
-    monkeypatch.undo()
-    resumed = Study(again(spec, sqlite(tmp_path)), 2)
-    assert resumed.next_trial().number == 1, "it is not trained again"
-    (first, _) = resumed.record.trials()
-    assert (first.state, first.reason, first.message) == ("PRUNED", "out_of_memory", "no room")
-
-
-def _killed(*args: object) -> None:
-    raise KeyboardInterrupt
+    mirror = Mirror("s", study.direction)
+    for trial in study.get_trials():
+        mirror.put(trial, {})
+    assert Asha().stops(mirror, mirror.trials[-1]) == stops
 
 
 def test_people_read_why_in_words(tmp_path: Path) -> None:

@@ -74,58 +74,6 @@ class _Killed(BaseException):
 class TestKills:
     """A driver killed at any write goes on to the very study that nobody killed."""
 
-    @pytest.mark.parametrize("when", ["before", "after"])
-    @pytest.mark.timeout(300)
-    def test_killed_at_any_write_nothing_is_lost(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
-    ) -> None:
-        changes = {"fixed": {"max_steps": 4}, "sampler": {"type": "tpe", "n_startup_trials": 2}}
-        whole = run(tmp_path / "whole", trials=4, **changes)
-        write = Study._write
-        kill_at = 0
-        killed = True
-        while killed:
-            spec = make_spec(tmp_path / str(kill_at), **changes)
-            url = sqlite(tmp_path / str(kill_at))
-            record = start(spec, url)
-            killed = self._work_until_killed(record, monkeypatch, when, kill_at)
-            monkeypatch.setattr(Study, "_write", write)
-            if killed:
-                record = again(spec, url)
-                Worker(Study(record, 4)).work()
-            assert picture(record) == whole, f"killed {when} write {kill_at}"
-            best = json.loads((Path(spec.output_dir) / "s" / "best" / "trial.json").read_text())
-            assert best["number"] == record.best().number
-            kill_at += 3 if when == "before" else 4
-        assert kill_at > 30, "the kills did reach into the study"
-
-    def _work_until_killed(
-        self, record: object, monkeypatch: pytest.MonkeyPatch, when: str, kill_at: int
-    ) -> bool:
-        counted = 0
-        write = Study._write
-
-        def counting(self: Study, action: object) -> object:
-            nonlocal counted
-            counted += 1
-            if when == "before" and counted > kill_at:
-                raise _Killed
-            result = write(self, action)
-            if when == "after" and counted > kill_at:
-                raise _Killed
-            return result
-
-        monkeypatch.setattr(Study, "_write", counting)
-        study = None
-        try:
-            study = Study(record, 4)
-            Worker(study).work()
-        except _Killed:
-            if study is not None and study._lock is not None:
-                study._lock.release()  # the kernel does that for a killed process
-            return True
-        return False
-
     def test_no_step_before_the_last_checkpoint_is_trained_again(self, tmp_path: Path) -> None:
         spec = make_spec(tmp_path, fixed={"max_steps": 6})
         record = start(spec, sqlite(tmp_path))

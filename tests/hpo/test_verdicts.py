@@ -7,6 +7,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import SpecError
+from hpo.mirror import Mirror
 from hpo.spec import PrunerSpec
 from hpo.verdicts import Asha, Hyperband, Judge, build_judge
 
@@ -23,6 +24,14 @@ def study_of(*curves: list[float], direction: str = "minimize") -> optuna.Study:
     return study
 
 
+def mirror_of(study: optuna.Study, judge: Judge) -> Mirror:
+    """Return the same trials as a driver holds them."""
+    mirror = Mirror("s", study.direction, judge.bracket_of)
+    for trial in study.get_trials(deepcopy=False):
+        mirror.put(trial, trial.distributions)
+    return mirror
+
+
 def last(study: optuna.Study) -> FrozenTrial:
     return study.get_trials(deepcopy=False)[-1]
 
@@ -30,7 +39,7 @@ def last(study: optuna.Study) -> FrozenTrial:
 def stops(judge: Judge, *curves: list[float]) -> bool:
     """Return the verdict on the last of these trials."""
     study = study_of(*curves)
-    return judge.stops(study, last(study))
+    return judge.stops(mirror_of(study, judge), last(study))
 
 
 def test_asha_rungs_are_powers_of_the_reduction_factor() -> None:
@@ -51,7 +60,7 @@ def test_asha_keeps_the_best_third_of_a_rung(own: float, ends: bool) -> None:
 @pytest.mark.parametrize(("own", "ends"), [(0.15, False), (0.25, True)])
 def test_asha_keeps_two_of_six(own: float, ends: bool) -> None:
     study = study_of([0.1], [0.2], [0.3], [0.4], [0.5], [own])
-    assert Asha().stops(study, last(study)) == ends
+    assert Asha().stops(mirror_of(study, Asha()), last(study)) == ends
 
 
 def test_asha_counts_equals_as_no_better() -> None:
@@ -64,7 +73,7 @@ def test_asha_judges_only_at_rungs() -> None:
 
 def test_asha_with_maximize_keeps_the_largest() -> None:
     study = study_of([0.5], [0.4], direction="maximize")
-    assert Asha().stops(study, last(study))
+    assert Asha().stops(mirror_of(study, Asha()), last(study))
 
 
 def test_asha_agrees_with_optunas_successive_halving_on_random_curves() -> None:
@@ -81,7 +90,7 @@ def test_asha_agrees_with_optunas_successive_halving_on_random_curves() -> None:
         for step in range(1, 10):
             trial.report(float(rng.normal(1 / step, 0.1)), step)
             frozen = study.get_trials(deepcopy=False)[-1]
-            ours = judge.stops(study, frozen)
+            ours = judge.stops(mirror_of(study, judge), frozen)
             theirs = trial.should_prune()
             disagreements += ours != theirs
             if theirs:
@@ -91,11 +100,38 @@ def test_asha_agrees_with_optunas_successive_halving_on_random_curves() -> None:
     assert disagreements == 0
 
 
+def test_rungs_kept_trial_by_trial_say_what_counting_all_trials_says() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    judge = Hyperband(max_resource=9)
+    mirror = Mirror("s", optuna.study.StudyDirection.MINIMIZE, judge.bracket_of)
+    curves: dict[int, dict[int, float]] = {}
+    for number in range(30):
+        running = create_trial(state=TrialState.RUNNING)
+        running.number = number
+        mirror.put(running, {})
+        curves[number] = {}
+    for _ in range(400):
+        number, value = int(rng.integers(30)), float(rng.integers(20))
+        validation = len(curves[number]) + 1
+        curves[number][validation] = value
+        mirror.add_report(number, validation, value)
+        peers = [
+            curve[validation]
+            for other, curve in curves.items()
+            if validation in curve and judge.bracket_of(other) == judge.bracket_of(number)
+        ]
+        expected = (sum(peer < value for peer in peers), len(peers))
+        assert mirror.rungs.place(number, validation, value, minimize=True) == expected
+
+
 def test_verdicts_do_not_change_when_asked_again() -> None:
     study = study_of([0.1, 0.1, 0.1], [0.2, 0.3, 0.4], [0.9, 0.1, 0.3])
     for name, options in {"asha": {}, "hyperband": {"max_resource": 9}, "median": {}}.items():
         judge = build_judge(PrunerSpec(type=name, **options))
-        verdicts = [judge.stops(study, trial) for trial in study.get_trials() for _ in range(3)]
+        mirror = mirror_of(study, judge)
+        verdicts = [judge.stops(mirror, trial) for trial in study.get_trials() for _ in range(3)]
         assert verdicts == [v for v in verdicts[::3] for _ in range(3)]
     assert all(trial.system_attrs == {} for trial in study.get_trials())
 
@@ -114,7 +150,8 @@ def test_median_stops_what_is_worse_than_the_median_of_completed_trials() -> Non
     for value in (0.1, 0.2, 0.3, 0.4, 0.5):
         study.add_trial(create_trial(value=value, intermediate_values={1: value}))
     study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={1: 0.9}))
-    assert build_judge(PrunerSpec(type="median")).stops(study, last(study))
+    judge = build_judge(PrunerSpec(type="median"))
+    assert judge.stops(mirror_of(study, judge), last(study))
 
 
 def test_patient_waits_for_its_patience() -> None:

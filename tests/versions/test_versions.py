@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpo.checkpoints import FORMAT, MANIFEST
 from hpo.database import SCHEMA_VERSION
 from hpo.errors import CheckpointError, HpoError, StorageError, StudyError
+from hpo.store.manifest import FORMAT, MANIFEST
 from hpo.studies import create_study, open_study
 from hpo.study import Study
 from tests.in_process import hpo_here

@@ -25,16 +25,10 @@ from pydantic import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
+from hpo.attributes import CONFIG, CONSTRAINTS, DIGEST, END, LOSSES, REPORT, SAMPLER_STATE
 from hpo.errors import HpoError, StudyError
 from hpo.spec import StudySpec
 from search_spaces import SpaceError
-
-CONFIG = "hpo:config"
-DIGEST = "hpo:digest"
-REPORT = "hpo:report:"
-END = "hpo:end"
-LOSSES = "hpo:losses"
-SAMPLER_STATE = "hpo:sampler_state"
 
 _ADVICE = (
     "Restore the database from a backup; or begin anew: `hpo run` with another 'study:', or another "
@@ -65,7 +59,7 @@ _SHAPES: Mapping[str, TypeAdapter[Any]] = {
     END: TypeAdapter(_End | None),
     LOSSES: TypeAdapter(list[StrictStr]),
     SAMPLER_STATE: TypeAdapter(dict[StrictStr, Any]),
-    "constraints": TypeAdapter(list[float]),
+    CONSTRAINTS: TypeAdapter(list[float]),
 }
 _REPORT: TypeAdapter[Any] = TypeAdapter(_Report)
 
@@ -117,8 +111,13 @@ def stored_spec(name: str, where: str, stored: object, version: object = None) -
     return spec
 
 
-def check_trial(study: str, trial: FrozenTrial) -> None:
+def check_trial(study: str, trial: FrozenTrial, *, light: bool) -> None:
     """Check all of a stored trial that `hpo` works with.
+
+    Args:
+        study: Its study's name.
+        trial: As it was read.
+        light: It was read without its config, if it has ended.
 
     Raises:
         StudyError: Something of it has another shape than `hpo` writes.
@@ -134,7 +133,7 @@ def check_trial(study: str, trial: FrozenTrial) -> None:
             item = error.errors(include_url=False, include_context=False)[0]
             place = ".".join(map(str, (key, *item["loc"])))
             raise _damaged(study, trial.number, f"{place}: {item['msg']}") from None
-    if CONFIG not in attrs:
+    if CONFIG not in attrs and not (light and trial.state.is_finished()):
         raise _damaged(study, trial.number, f"it has no {CONFIG}")
     for index, value in trial.intermediate_values.items():
         is_index = isinstance(index, int) and index >= 1

@@ -1,0 +1,21 @@
+"""The names under which `hpo` keeps what it knows in Optuna's attributes of studies and trials."""
+
+from __future__ import annotations
+
+# Of a study
+SPEC = "hpo:spec"
+VERSION = "hpo:version"  # of the hpo that wrote the spec last
+STOP = "hpo:stop"  # when somebody asked its drivers to leave, in seconds by the database's clock
+METRIC_NAMES = "study:metric_names"  # Optuna's own: the dashboard writes it at the axes
+
+# Of a trial
+CONFIG = "hpo:config"
+DIGEST = "hpo:digest"
+REPORT = "hpo:report:"  # and the validation's index
+END = "hpo:end"
+LOSSES = "hpo:losses"  # causes, one for each time that the trial's process or node was lost
+SAMPLER_STATE = (
+    "hpo:sampler_state"  # what a sampler wrote into the study while it proposed the trial
+)
+CONSTRAINTS = "constraints"  # Optuna's own, in the form that optuna-dashboard 0.21 reads too
+INFEASIBLE = [1.0]  # of a trial that fits on no device; of Optuna's samplers TPE minds it

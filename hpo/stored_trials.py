@@ -1,0 +1,151 @@
+"""Reads trials from Optuna's tables as Optuna's own values: some or all of a study, in five queries.
+
+Optuna's storage takes seconds and half a GiB for ten thousand trials. ``light`` leaves out what only a
+trial that still runs needs: the config, and the metrics of each report.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.attributes import CONFIG, REPORT
+from hpo.database import Database, guarded, shown
+from hpo.row_shapes import check_trial, readable
+
+TRIALS = cast(sa.Table, models.TrialModel.__table__)
+PARAMS = cast(sa.Table, models.TrialParamModel.__table__)
+ATTRIBUTES = cast(sa.Table, models.TrialSystemAttributeModel.__table__)
+USER_ATTRIBUTES = cast(sa.Table, models.TrialUserAttributeModel.__table__)
+VALUES = cast(sa.Table, models.TrialValueModel.__table__)
+REPORTS = cast(sa.Table, models.TrialIntermediateValueModel.__table__)
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+_distribution = functools.lru_cache(maxsize=1024)(json_to_distribution)
+_value = models.TrialValueModel.stored_repr_to_value
+_reported = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+
+
+@dataclass(frozen=True)
+class StoredTrials:
+    """The trials of one study. A fault that may pass is waited for.
+
+    Attributes:
+        database: Open.
+        study_id: Optuna's.
+        name: The study's.
+    """
+
+    database: Database
+    study_id: int
+    name: str
+
+    def all(self, *, light: bool = False) -> list[FrozenTrial]:
+        """Return every trial by number.
+
+        Raises:
+            StudyError: What is stored cannot be read.
+        """
+        return self._read(sa.true(), light=light)
+
+    def changed(self, num_known: int, unfinished: Sequence[int]) -> list[FrozenTrial]:
+        """Return the trials that may have changed, lightly: new ones, and those of these ids."""
+        which = (TRIALS.c.number >= num_known) | TRIALS.c.trial_id.in_(unfinished)
+        return self._read(which, light=True)
+
+    def numbered(self, numbers: Sequence[int]) -> list[FrozenTrial]:
+        """Return the trials of these numbers, by number."""
+        return self._read(TRIALS.c.number.in_(numbers), light=False)
+
+    def of(self, ids: Sequence[int], *, light: bool = False) -> list[FrozenTrial]:
+        """Return the trials of these ids, by number; costs the same however many others there are."""
+        return self._read(TRIALS.c.trial_id.in_(ids), light=light)
+
+    def _read(self, which: sa.ColumnElement[bool], *, light: bool) -> list[FrozenTrial]:
+        chosen = (TRIALS.c.study_id == self.study_id) & which
+
+        def read() -> list[FrozenTrial]:
+            with self.database.engine.connect() as connection:
+                return _read_trials(connection, chosen, light=light)
+
+        with readable(self.name, shown(self.database.url)):
+            trials = guarded(self.database.url, read)
+        for trial in trials:
+            check_trial(self.name, trial, light=light)
+        return trials
+
+
+def _read_trials(
+    connection: sa.Connection, chosen: sa.ColumnElement[bool], *, light: bool
+) -> list[FrozenTrial]:
+    columns = (
+        TRIALS.c.trial_id,
+        TRIALS.c.number,
+        TRIALS.c.state,
+        TRIALS.c.datetime_start,
+        TRIALS.c.datetime_complete,
+    )
+    query = sa.select(*columns).where(chosen).order_by(TRIALS.c.number)
+    trials = {
+        trial_id: FrozenTrial(
+            number=number,
+            trial_id=trial_id,
+            state=state,
+            value=None,
+            datetime_start=_local(start),
+            datetime_complete=_local(complete),
+            params={},
+            distributions={},
+            user_attrs={},
+            system_attrs={},
+            intermediate_values={},
+        )
+        for trial_id, number, state, start, complete in connection.execute(query)
+    }
+    for trial, row in _rows(connection, trials, chosen, PARAMS, PARAMS.c.param_id):
+        distribution: BaseDistribution = _distribution(row.distribution_json)
+        trial.distributions[row.param_name] = distribution
+        trial.params[row.param_name] = distribution.to_external_repr(row.param_value)
+    heavy = (ATTRIBUTES.c.key == CONFIG) | ATTRIBUTES.c.key.startswith(REPORT, autoescape=True)
+    wanted = ~(heavy & TRIALS.c.state.in_(FINISHED)) if light else sa.true()
+    for trial, row in _rows(connection, trials, chosen & wanted, ATTRIBUTES):
+        trial.system_attrs[row.key] = json.loads(row.value_json)
+    for trial, row in _rows(connection, trials, chosen, VALUES):
+        trial.values = [_value(row.value, row.value_type)]
+    for trial, row in _rows(connection, trials, chosen, REPORTS, REPORTS.c.step):
+        value = _reported(row.intermediate_value, row.intermediate_value_type)
+        trial.intermediate_values[row.step] = value
+    return list(trials.values())
+
+
+def _rows(
+    connection: sa.Connection,
+    trials: dict[int, FrozenTrial],
+    chosen: sa.ColumnElement[bool],
+    table: sa.Table,
+    *order: sa.ColumnElement[Any],
+) -> Iterator[tuple[FrozenTrial, Any]]:
+    """Yield a table's rows with their trials; one that was added since the trials were read is not."""
+    columns = [column for column in table.c if not column.primary_key]
+    joined = table.join(TRIALS, TRIALS.c.trial_id == table.c.trial_id)
+    query = sa.select(*columns).select_from(joined).where(chosen).order_by(*order)
+    for row in connection.execute(query):
+        trial = trials.get(row.trial_id)
+        if trial is not None:
+            yield trial, row
+
+
+def _local(stored: datetime.datetime | None) -> datetime.datetime | None:
+    """Return a stored time, which is UTC, as Optuna shows it: local, without saying so."""
+    if stored is None:
+        return None
+    return stored.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
