@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,6 +89,8 @@ class Database:
             ) from None
         except (SQLAlchemyError, OSError, ImportError) as error:
             raise storage_error(url, error) from None
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            raise damaged(url, error) from error
 
     def _make_folder(self) -> None:
         folder = Path(str(make_url(self.url).database)).parent
@@ -189,6 +192,15 @@ def storage_error(url: str, error: BaseException) -> StorageError:
     )
 
 
+def damaged(url: str, error: BaseException) -> StorageError:
+    """Return what a user is told of a database that opens but cannot be understood."""
+    reason = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    return StorageError(
+        f"the database {shown(url)} is damaged, or something else than hpo has written to it "
+        f"({reason}). Restore it from a backup, or begin anew in another one with --storage."
+    )
+
+
 def guarded(url: str, action: Callable[[], _T]) -> _T:
     """Do something with the database, again while its fault may pass (busy, restarted, cut off).
 
@@ -215,6 +227,8 @@ def _may_pass(error: BaseException) -> bool:
     fault = error.__cause__ or error  # Optuna wraps what SQLAlchemy raises
     if not isinstance(fault, sa.exc.OperationalError | sa.exc.InterfaceError):
         return False
+    if isinstance(fault.orig, sqlite3.Error):  # its others are of a file that is not going to mend
+        return any(word in str(fault.orig) for word in ("locked", "busy"))
     return not any(word in str(fault).lower() for word in ("readonly", "read-only", "disk", "full"))
 
 

@@ -19,8 +19,8 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.attributes import CONFIG, REPORT
-from hpo.database import Database, guarded
-from hpo.errors import StorageError
+from hpo.database import Database, guarded, shown
+from hpo.row_shapes import check_trial, readable
 
 TRIALS = cast(sa.Table, models.TrialModel.__table__)
 PARAMS = cast(sa.Table, models.TrialParamModel.__table__)
@@ -42,16 +42,18 @@ class StoredTrials:
     Attributes:
         database: Open.
         study_id: Optuna's.
+        name: The study's.
     """
 
     database: Database
     study_id: int
+    name: str
 
     def all(self, *, light: bool = False) -> list[FrozenTrial]:
         """Return every trial by number.
 
         Raises:
-            StorageError: What is stored cannot be read.
+            StudyError: What is stored cannot be read.
         """
         return self._read(sa.true(), light=light)
 
@@ -75,7 +77,11 @@ class StoredTrials:
             with self.database.engine.connect() as connection:
                 return _read_trials(connection, chosen, light=light)
 
-        return guarded(self.database.url, read)
+        with readable(self.name, shown(self.database.url)):
+            trials = guarded(self.database.url, read)
+        for trial in trials:
+            check_trial(self.name, trial, light=light)
+        return trials
 
 
 def _read_trials(
@@ -106,13 +112,13 @@ def _read_trials(
         for trial_id, number, state, start, complete in connection.execute(query)
     }
     for trial, row in _rows(connection, trials, chosen, PARAMS, PARAMS.c.param_id):
-        distribution: BaseDistribution = _read(trial, _distribution, row.distribution_json)
+        distribution: BaseDistribution = _distribution(row.distribution_json)
         trial.distributions[row.param_name] = distribution
         trial.params[row.param_name] = distribution.to_external_repr(row.param_value)
     heavy = (ATTRIBUTES.c.key == CONFIG) | ATTRIBUTES.c.key.startswith(REPORT, autoescape=True)
     wanted = ~(heavy & TRIALS.c.state.in_(FINISHED)) if light else sa.true()
     for trial, row in _rows(connection, trials, chosen & wanted, ATTRIBUTES):
-        trial.system_attrs[row.key] = _read(trial, json.loads, row.value_json)
+        trial.system_attrs[row.key] = json.loads(row.value_json)
     for trial, row in _rows(connection, trials, chosen, VALUES):
         trial.values = [_value(row.value, row.value_type)]
     for trial, row in _rows(connection, trials, chosen, REPORTS, REPORTS.c.step):
@@ -136,16 +142,6 @@ def _rows(
         trial = trials.get(row.trial_id)
         if trial is not None:
             yield trial, row
-
-
-def _read(trial: FrozenTrial, decode: Any, text: str) -> Any:
-    try:
-        return decode(text)
-    except (ValueError, TypeError, KeyError) as error:
-        raise StorageError(
-            f"what is stored of trial {trial.number} cannot be read ({error}): its rows are damaged. "
-            f"Put a backup of the database back, or begin a new study."
-        ) from None
 
 
 def _local(stored: datetime.datetime | None) -> datetime.datetime | None:

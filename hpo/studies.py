@@ -16,11 +16,12 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.attributes import CONFIG, END, METRIC_NAMES, REPORT, SPEC, STOP
+from hpo.attributes import CONFIG, END, METRIC_NAMES, REPORT, SPEC, STOP, VERSION
 from hpo.checkpoints import CheckpointStore
 from hpo.database import Database, guarded, shown
 from hpo.errors import NoDatabaseError, StudyError
 from hpo.leases import DRIVERS, LEASES
+from hpo.row_shapes import readable, stored_spec, this_version
 from hpo.rows import Rows
 from hpo.spec import StudySpec
 from hpo.stored_trials import (
@@ -103,7 +104,7 @@ class StudyRecord:
     @property
     def stored(self) -> StoredTrials:
         """The trials' rows."""
-        return StoredTrials(self.database, self.study_id)
+        return StoredTrials(self.database, self.study_id, self.name)
 
     def trials(self, numbers: Sequence[int] | None = None) -> list[TrialRecord]:
         """Return all trials by number, or some of them."""
@@ -122,11 +123,12 @@ class StudyRecord:
     @property
     def summary(self) -> Summary:
         """What SQL alone says of the trials."""
-        return Summary(self.database, self.study_id)
+        return Summary(self.database, self.study_id, self.name)
 
     def update_spec(self, spec: StudySpec) -> StudyRecord:
         """Store an edited spec."""
         assert spec.study == self.name
+        self._set(VERSION, this_version())
         self._set(SPEC, spec.model_dump(mode="json"))
         return StudyRecord(self.database, self.study_id, spec)
 
@@ -224,7 +226,6 @@ def open_study(name: str, url: str) -> StudyRecord:
     storage = database.storage
     try:
         study_id = guarded(url, lambda: storage.get_study_id_from_name(name))
-        stored = storage.get_study_system_attrs(study_id).get(SPEC)
     except KeyError:
         known = [study.study_name for study in database.storage.get_all_studies()]
         listed = f"It has: {', '.join(sorted(known))}." if known else "It has no study at all."
@@ -232,9 +233,12 @@ def open_study(name: str, url: str) -> StudyRecord:
             f"there is no study {name!r} in {shown(url)}.{did_you_mean(name, known)} {listed} "
             f"Another database is named by --storage."
         ) from None
-    if stored is None:
+    with readable(name, shown(url)):
+        attrs = guarded(url, lambda: storage.get_study_system_attrs(study_id))
+    if attrs.get(SPEC) is None:
         raise StudyError(f"the study {name!r} in {shown(url)} was not made by `hpo run`.")
-    return StudyRecord(database, study_id, StudySpec.model_validate(stored))
+    spec = stored_spec(name, shown(url), attrs[SPEC], attrs.get(VERSION))
+    return StudyRecord(database, study_id, spec)
 
 
 def list_studies(url: str) -> list[StudySummary]:

@@ -25,10 +25,12 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo import faults, trial_log
 from hpo.attributes import CONFIG, DIGEST, LOSSES, REPORT, SAMPLER_STATE
 from hpo.checkpoints import CheckpointStore
+from hpo.database import shown
 from hpo.errors import ExhaustedError, LeaseLostError
 from hpo.keeping import LEFTOVER_AGE_S, Keeper
 from hpo.mirror import Mirror
 from hpo.proposals import Proposer
+from hpo.row_shapes import readable
 from hpo.rows import Rows
 from hpo.standing import Standing
 from hpo.studies import StudyRecord, TrialRecord, best_validation, trial_record
@@ -97,9 +99,10 @@ class Study:
         self._judge = build_judge(self.spec.pruner)
         self._mirror = Mirror(record.name, direction, self._judge.bracket_of)
         self._standing = Standing(self.spec.sign)
-        self._space = self.spec.search_space
+        with readable(record.name, shown(record.database.url)):
+            self._space = self.spec.search_space
+            self._proposer = Proposer(self.spec, self._mirror)
         self._distributions: dict[frozenset[str], dict[str, BaseDistribution]] = {}
-        self._proposer = Proposer(self.spec, self._mirror)
         self._ids: list[int] = []
         self._claims: dict[int, Claim] = {}
         self._digests: set[str] = set()

@@ -12,7 +12,8 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from hpo.attributes import END, REPORT
-from hpo.database import Database, guarded
+from hpo.database import Database, guarded, shown
+from hpo.row_shapes import readable
 from hpo.stored_trials import ATTRIBUTES, FINISHED, REPORTS, TRIALS, VALUES
 
 _T = TypeVar("_T")
@@ -44,10 +45,12 @@ class Summary:
     Attributes:
         database: Open.
         study_id: Optuna's.
+        name: The study's.
     """
 
     database: Database
     study_id: int
+    name: str
 
     def counts(self) -> dict[str, int]:
         """Return the number of trials by state."""
@@ -97,7 +100,8 @@ class Summary:
 
     def ends(self) -> list[Ended]:
         """Return how each finished trial ended, by number."""
-        return [_ended(number, text) for number, text in self._attributes(END)]
+        with readable(self.name, shown(self.database.url)):
+            return [_ended(number, text) for number, text in self._attributes(END)]
 
     def last_ends(self, num_trials: int) -> list[Ended]:
         """Return how the trials ended that were the last to end, the newest first."""
@@ -108,7 +112,8 @@ class Summary:
             .limit(num_trials)
         )
         rows = self._do(lambda connection: connection.execute(query).all())
-        return [_ended(number, text) for number, text in rows]
+        with readable(self.name, shown(self.database.url)):
+            return [_ended(number, text) for number, text in rows]
 
     def notes(self) -> list[str]:
         """Return what trainers had to say of data and model, each once, oldest first."""
@@ -116,7 +121,8 @@ class Summary:
         said = ATTRIBUTES.c.key.startswith(REPORT, autoescape=True) | (ATTRIBUTES.c.key == END)
         query = self._attributes_of(said & spoken).order_by(TRIALS.c.number)
         rows = self._do(lambda connection: connection.execute(query).all())
-        notes = [note for _, text in rows for note in _mapping(text).get("notes") or ()]
+        with readable(self.name, shown(self.database.url)):
+            notes = [note for _, text in rows for note in _mapping(text).get("notes") or ()]
         return list(dict.fromkeys(str(note) for note in notes))
 
     def _attributes(self, key: str) -> list[tuple[int, str]]:
@@ -132,7 +138,8 @@ class Summary:
         )
 
     def _do(self, look: Callable[[sa.Connection], _T]) -> _T:
-        return _looked(self.database, look)
+        with readable(self.name, shown(self.database.url)):
+            return _looked(self.database, look)
 
 
 def counts_by_study(database: Database) -> list[tuple[str, dict[str, int]]]:

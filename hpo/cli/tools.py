@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated
 
@@ -63,17 +62,13 @@ def dashboard(
     else:
         target = find_target(study, storage)
         url, study_id = target.storage, target.open().study_id
-    if not _is_loopback(host):
-        stderr.print(
-            f"[yellow]warning:[/yellow] {host} is not this machine alone: whoever reaches port {port} "
-            f"can read and change every study in the database, without a password."
-        )
     serve(
         url,
         study_id,
         host,
         port,
-        lambda address: stderr.print(f"dashboard: {address}  (Ctrl-C ends it)"),
+        lambda address: stderr.print(f"dashboard: {address}  (Ctrl-C ends it)", soft_wrap=True),
+        lambda text: stderr.print(f"[yellow]warning:[/yellow] {text}", soft_wrap=True),
     )
 
 
@@ -139,12 +134,3 @@ def schema() -> None:
     from hpo.json_schema import file_schema
 
     print_json(file_schema())
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hpo.errors import CheckpointError
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 HISTORY = "history.json"
@@ -85,12 +87,20 @@ def parse(content: bytes, trial: int, step: int) -> Manifest:
 
     Raises:
         RefusedError: It is torn, of another checkpoint, or names files that are not in its folder.
+        CheckpointError: A newer version wrote it.
     """
     if not content:
         raise RefusedError("its manifest is empty")
     if len(content) > MAX_BYTES:
         raise RefusedError("its manifest is larger than any of ours")
     value = parse_json(content, "manifest")
+    written = value.get("format") if isinstance(value, dict) else None
+    if isinstance(written, int) and written > FORMAT:  # passed over, its trial would begin again
+        raise CheckpointError(
+            f"the checkpoint of trial {trial} at step {step} has format {written}, and this version of "
+            f"hpo knows {FORMAT}: a newer one wrote it. Update hpo, or remove the checkpoint's folder to "
+            f"go on without it."
+        )
     try:
         manifest = Manifest.model_validate(value)
     except ValidationError as error:
