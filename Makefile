@@ -14,7 +14,7 @@ MODEL := build/model
 DOCSTRINGS := data/docstrings/.made
 SMART_HOME := data/smart_home/.made
 
-.PHONY: help setup demo smart-home model-path test check bench-packing clean
+.PHONY: help setup demo smart-home model-path test soak check bench-packing clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
@@ -38,6 +38,9 @@ model-path: $(MODEL)  ## Prints the folder of the small model; use it as `make -
 # expensive. (Groups would be finer, but pytest-xdist 3.8 overlooks their names under pytest 9.2.)
 test: setup $(SMART_HOME)  ## Runs the tests; ARGS="-k name" goes to pytest, -n0 for one process.
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+soak: setup  ## Kills at every named point, then at random for SOAK_MINUTES (20); ends with what was lost.
+	@$(BIN)/python -m tests.soak --matrix $(ARGS)
 
 check: $(INSTALLED)  ## Lint, format, types, import rules.
 	@$(BIN)/ruff check .

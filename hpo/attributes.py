@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # Of a study
 SPEC = "hpo:spec"
+VERSION = "hpo:version"  # of the hpo that wrote the spec last
 STOP = "hpo:stop"  # when somebody asked its drivers to leave, in seconds by the database's clock
 CREATED = "hpo:created"  # by which attempt: its answer may be lost, and it is made again
 METRIC_NAMES = "study:metric_names"  # Optuna's own: the dashboard writes it at the axes

@@ -1,31 +1,37 @@
 """The checkpoint store: one folder a checkpoint, whole or not there at all.
 
-``<root>/<trial>/<step>/`` holds what the trainer saved, the trial's reports so far, and a manifest
-with a checksum of every file. It is written under a temporary name and renamed when all of it is on
-the disk. Who may delete is decided by ``hpo.study``; this only does it. No pickle is ever read.
+``<root>/<trial>/<step>/`` holds what the trainer saved, the trial's reports so far, and a manifest with a
+checksum of every file. How files get there and back is in ``hpo.store``. Who may delete is decided by
+``hpo.study``; this only does it. No pickle is ever read.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import errno
 import json
+import logging
 import os
-import shutil
-import time
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from hpo import faults
 from hpo.errors import CheckpointError
+from hpo.store import address as addresses
+from hpo.store import manifest as manifests
+from hpo.store.local import LocalShelf
+from hpo.store.logs import RemoteLogs
+from hpo.store.manifest import HISTORY, MANIFEST, Manifest, RefusedError
+from hpo.store.quota import Quota
+from hpo.store.remote import RemoteShelf
 from trainers.protocol import ADAPTER_FOLDER, Report
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-HISTORY = "history.json"
-_CHUNK_BYTES = 1 << 20
+log = logging.getLogger(__name__)
+
+_REPORT: TypeAdapter[Report] = TypeAdapter(Report)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Checkpoint:
     """A checkpoint that is whole.
 
     Attributes:
-        folder: What the trainer saved, with our two files beside it.
+        folder: What the trainer saved, with our two files beside it. Local: at a URL, a download
+            that stays until this process writes or deletes a checkpoint of the trial, or ends.
         step: Optimizer steps done.
         history: Every validation up to here, oldest first; only the newest with what goes to the log,
             which it may not have reached.
@@ -51,19 +58,73 @@ class Checkpoint:
         return self.folder / ADAPTER_FOLDER
 
 
-@dataclass(frozen=True)
 class CheckpointStore:
     """The checkpoints of one study.
 
     Attributes:
-        root: A folder that the driver and every node can reach.
+        root: A folder that the driver and every node can reach, or a URL.
+        work: Where logs and what trackers write lie on this machine: the root, if it is a folder.
     """
 
-    root: Path
+    def __init__(self, root: str | Path, disk_quota_gib: float | None = None) -> None:
+        """Open a store; nothing is made and nothing is looked at.
 
-    def trial_folder(self, trial: int) -> Path:
-        """Return the folder of a trial's checkpoints and log."""
-        return self.root / str(trial)
+        Args:
+            root: A folder or a URL.
+            disk_quota_gib: What all of it may take.
+
+        Raises:
+            CheckpointError: Nothing here understands the address.
+        """
+        self._shelf: LocalShelf | RemoteShelf
+        self._logs: RemoteLogs | None = None
+        if addresses.is_url(root):
+            self.root: str | Path = str(root)
+            self._shelf = RemoteShelf(str(root))
+            self._logs = RemoteLogs(self._shelf)
+        else:
+            self.root = addresses.local_folder(root)
+            self._shelf = LocalShelf(self.root)
+        self.work = self._shelf.work
+        self._quota = Quota(self._shelf, disk_quota_gib)
+        self._warned: set[tuple[int, int]] = set()
+        self._warnings: list[str] = []
+
+    @classmethod
+    def open(cls, address: str | Path, disk_quota_gib: float | None = None) -> CheckpointStore:
+        """Return the store at an address, as ``CheckpointStore(address)``."""
+        return cls(address, disk_quota_gib)
+
+    @classmethod
+    def of_study(
+        cls, output_dir: str, study: str, disk_quota_gib: float | None = None
+    ) -> CheckpointStore:
+        """Return the store of a study in its ``output_dir``."""
+        return cls(addresses.child(output_dir, study), disk_quota_gib)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder."""
+        return self._shelf.is_local
+
+    @property
+    def shelf(self) -> LocalShelf | RemoteShelf:
+        """How files get there and back; for what is stored beside the checkpoints."""
+        return self._shelf
+
+    def shown(self, *names: str) -> str:
+        """Return the address of something in it, for people."""
+        return addresses.shown(addresses.child(self.root, *names))
+
+    def check(self) -> None:
+        """Check that a store at a URL can be used.
+
+        Raises:
+            CheckpointError: It cannot; with what to do.
+        """
+        addresses.check_usable(self.root)
+
+    # Writing
 
     def write(
         self,
@@ -72,8 +133,8 @@ class CheckpointStore:
         history: Sequence[Report],
         is_validation: bool,
         save: Callable[[Path], None],
-    ) -> Path:
-        """Write one checkpoint durably, and return its folder.
+    ) -> None:
+        """Write one checkpoint durably.
 
         One that is there already and whole is left as it is: the same trial at the same step. Only
         one that a pause wrote, before the step's validation was known, gives way to the validation's.
@@ -86,54 +147,57 @@ class CheckpointStore:
             save: Writes the trainer's part into an empty folder.
 
         Raises:
-            CheckpointError: The disk is full or may not be written.
+            CheckpointError: The disk or the quota is full, or it may not be written.
         """
-        final = self.trial_folder(trial) / str(step)
-        there = self._read(trial, step, check=False)
-        if there is not None and (there.is_validation or not is_validation):
-            return final
-        unfinished = final.with_name(f".{step}.{uuid.uuid4().hex[:8]}")
-        try:
-            unfinished.mkdir(parents=True)
-            save(unfinished)
+        if self._is_written(trial, step, is_validation):
+            return
+
+        def fill(folder: Path, place: str | None) -> None:
+            save(folder)
+            faults.reached("checkpoint saved")
             newest = len(history) - 1
             reports = [_as_json(report, index == newest) for index, report in enumerate(history)]
-            (unfinished / HISTORY).write_text(json.dumps(reports), encoding="utf-8")
-            manifest = {
-                "format": FORMAT,
-                "trial": trial,
-                "step": step,
-                "is_validation": is_validation,
-                "files": {name: _checksum(unfinished / name) for name in _files(unfinished)},
-            }
-            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            for path in unfinished.rglob("*"):
-                _fsync(path)
-            _fsync(unfinished)
-            if final.exists():  # torn, or of a pause
-                final.rename(final.with_name(f".gone.{step}.{uuid.uuid4().hex[:8]}"))
-            unfinished.rename(final)
-            self._sweep(final.parent, prefix=".gone.")
-            _fsync(final.parent)
+            (folder / HISTORY).write_text(json.dumps(reports), encoding="utf-8")
+            manifest = manifests.make(folder, trial, step, is_validation, place)
+            self._quota.check(manifest.num_bytes)
+            (folder / MANIFEST).write_bytes(manifests.as_bytes(manifest))
+            self._quota.wrote(manifest.num_bytes)
+
+        try:
+            self._quota.check()
+            self._shelf.put(trial, step, fill)
+        except CheckpointError:
+            raise
         except Exception as error:  # safetensors has errors of its own for a full disk
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if self._read(trial, step, check=True) is not None:  # another writer was first
-                return final
-            reason = error.strerror if isinstance(error, OSError) else None
+            if self._is_written(trial, step, is_validation):  # another writer was first
+                return
             raise CheckpointError(
-                f"cannot write the checkpoint {final}: {reason or error}. Free space there or "
-                f"mend its permissions, then type `hpo resume`: the study goes on from the "
-                f"checkpoint before."
+                f"cannot write the checkpoint {self._shelf.where(trial, step)}: {_reason(error)}. Free "
+                f"space there or mend its permissions, then type `hpo resume`: the study goes on from "
+                f"the checkpoint before."
             ) from error
-        return final
+
+    # Reading
 
     def newest(self, trial: int) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole; torn ones are passed over."""
+        """Return the newest checkpoint that is whole; torn ones are passed over, with a warning."""
+        self._shelf.repair(trial)
+        refused: list[tuple[int, str]] = []
+        found = None
         for step in reversed(self.steps(trial)):
-            checkpoint = self._read(trial, step, check=True)
-            if checkpoint is not None:
-                return checkpoint
-        return None
+            try:
+                found = self._load(trial, step)
+                break
+            except RefusedError as error:
+                refused.append((step, str(error)))
+        for step, reason in refused:
+            self._warn(trial, step, reason, found)
+        return found
+
+    def warnings(self) -> list[str]:
+        """Return what was warned of since the last call: a host's log is seen by nobody."""
+        said, self._warnings = self._warnings, []
+        return said
 
     def reports(self, trial: int, newest: Checkpoint) -> list[Report]:
         """Return a checkpoint's history, with what goes to the log as far as it is kept here.
@@ -142,8 +206,10 @@ class CheckpointStore:
         """
         found = {report.validation: report for report in newest.history}
         for step in self.steps(trial):
-            checkpoint = self._read(trial, step, check=False)
-            if checkpoint is not None and checkpoint.history and step <= newest.step:
+            if step > newest.step:
+                continue
+            checkpoint = newest if step == newest.step else self._peek(trial, step)
+            if checkpoint is not None and checkpoint.history:
                 own = checkpoint.history[-1]
                 if found.get(own.validation) == replace(own, step_lines=(), samples=()):
                     found[own.validation] = own
@@ -155,71 +221,139 @@ class CheckpointStore:
         Raises:
             CheckpointError: It is missing or torn.
         """
-        checkpoint = self._read(trial, step, check=True)
-        if checkpoint is None:
+        try:
+            return self._load(trial, step)
+        except RefusedError as error:
             raise CheckpointError(
-                f"the checkpoint {self.trial_folder(trial) / str(step)} is missing or torn."
-            )
-        return checkpoint
+                f"the checkpoint {self._shelf.where(trial, step)} is missing or torn: {error}."
+            ) from None
 
     def steps(self, trial: int) -> list[int]:
         """Return the steps that a trial has a checkpoint of, rising; whole or not."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            names = os.listdir(self.trial_folder(trial))
-            return sorted(int(name) for name in names if name.isdecimal())
-        return []
+        return self._shelf.steps(trial)
 
     def trials(self) -> list[int]:
         """Return the trials that have a folder here."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return sorted(int(name) for name in os.listdir(self.root) if name.isdecimal())
-        return []
+        return self._shelf.trials()
+
+    def listing(self) -> dict[int, list[int]]:
+        """Return the trials that have a folder here with their steps; at a URL by one listing."""
+        return self._shelf.listing()
+
+    # Deleting
 
     def delete(self, trial: int, keep: Collection[int] = ()) -> None:
         """Delete a trial's checkpoints but those of some steps; its log stays.
 
-        A checkpoint is renamed out of sight first, so a crash leaves no torn one behind.
+        A crash leaves no torn one behind.
         """
         for step in self.steps(trial):
             if step not in keep:
-                gone = self.trial_folder(trial) / f".gone.{step}.{uuid.uuid4().hex[:8]}"
-                with contextlib.suppress(FileNotFoundError):
-                    (self.trial_folder(trial) / str(step)).rename(gone)
-
-        self._sweep(self.trial_folder(trial), prefix=".gone.")
+                self._shelf.remove(trial, step)
 
     def sweep(self, trial: int, older_than_s: float) -> None:
         """Delete what killed writers left of a trial, if nothing was written there for so long."""
-        self._sweep(self.trial_folder(trial), prefix=".", older_than_s=older_than_s)
+        self._shelf.sweep(trial, older_than_s)
 
-    def _sweep(self, folder: Path, prefix: str, older_than_s: float = 0.0) -> None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for name in os.listdir(folder):
-                path = folder / name
-                if name.startswith(prefix) and time.time() - path.stat().st_mtime >= older_than_s:
-                    shutil.rmtree(path, ignore_errors=True)
+    def clear(self) -> None:
+        """Delete all of the study's files: checkpoints, logs, `best/`."""
+        self._shelf.clear()
 
-    def _read(self, trial: int, step: int, *, check: bool) -> Checkpoint | None:
-        folder = self.trial_folder(trial) / str(step)
+    # Logs
+
+    def trial_folder(self, trial: int) -> Path:
+        """Return the local folder of a trial's log, for its writer. At a URL: as the store has it."""
+        if self._logs is not None:
+            return self._logs.trial_folder(trial)
+        return self.work / str(trial)
+
+    def log_folder(self, trial: int) -> Path:
+        """Return a folder with a trial's log, to be read: at a URL a copy."""
+        if isinstance(self._shelf, LocalShelf):
+            return self.work / str(trial)
+        folder = self._shelf.scratch()
+        for name in self._shelf.names(str(trial)):
+            if "/" not in name:
+                self._shelf.pull(f"{trial}/{name}", folder / name)
+        return folder
+
+    def work_folder(self) -> Path:
+        """Return the local folder for trackers, with what they noted on other machines."""
+        if self._logs is not None:
+            self._logs.pull_shared()
+        return self.work
+
+    def push(self, trial: int) -> None:
+        """Let a trial's log reach the store, soon; to be called when something was added to it."""
+        if self._logs is not None:
+            self._logs.push(trial)
+
+    def flush(self) -> None:
+        """Wait until the logs have reached the store, for half a minute at most."""
+        if self._logs is not None:
+            self._logs.flush()
+
+    # Parts
+
+    def _is_written(self, trial: int, step: int, is_validation: bool) -> bool:
+        """Return whether a checkpoint is there, whole and good for as much as another would be."""
+        there = self._peek(trial, step)
+        if there is None or (is_validation and not there.is_validation):
+            return False
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            files = manifest["files"]
-            whole = manifest["format"] == FORMAT and all(
-                (folder / name).stat().st_size == expected["bytes"]
-                and (not check or _checksum(folder / name) == expected)
-                for name, expected in files.items()
-            )
-            if not whole:
-                return None
-            history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
-            return Checkpoint(
-                folder=folder,
-                step=int(manifest["step"]),
-                history=tuple(_from_json(report) for report in history),
-                is_validation=bool(manifest["is_validation"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self._load(trial, step)
+        except RefusedError:
+            return False
+        finally:
+            self._shelf.drop(trial)
+        return True
+
+    def _load(self, trial: int, step: int) -> Checkpoint:
+        manifest, history = self._shelf.peek(trial, step)
+        found = _checkpoint(Path(), manifest, history)  # before anything is downloaded
+        folder = self._shelf.get(trial, step, manifest)
+        self._quota.expect(manifest.num_bytes)
+        return replace(found, folder=folder)
+
+    def _peek(self, trial: int, step: int) -> Checkpoint | None:
+        try:
+            return _checkpoint(Path(), *self._shelf.peek(trial, step))
+        except RefusedError:
             return None
+
+    def _warn(self, trial: int, step: int, reason: str, instead: Checkpoint | None) -> None:
+        if (trial, step) in self._warned:
+            return
+        self._warned.add((trial, step))
+        goes_on = "begins again" if instead is None else f"goes on from step {instead.step}"
+        said = (
+            f"the checkpoint {self._shelf.where(trial, step)} cannot be used: {reason}. "
+            f"Trial {trial} {goes_on}."
+        )
+        self._warnings.append(said)
+        log.warning("%s", said)
+
+
+def _checkpoint(folder: Path, manifest: Manifest, history: bytes) -> Checkpoint:
+    """Return what manifest and history say.
+
+    Raises:
+        RefusedError: The history is none.
+    """
+    reports = manifests.parse_json(history, HISTORY)
+    try:
+        return Checkpoint(
+            folder, manifest.step, tuple(map(_from_json, reports)), manifest.is_validation
+        )
+    except (TypeError, ValueError, AttributeError, ValidationError):
+        raise RefusedError(f"its {HISTORY} holds no reports") from None
+
+
+def _reason(error: Exception) -> str:
+    said = error.strerror if isinstance(error, OSError) else None
+    if said is None and f"os error {errno.ENOSPC}" in str(error).lower():  # of safetensors
+        said = os.strerror(errno.ENOSPC)
+    return said or str(error)
 
 
 def _as_json(report: Report, is_newest: bool) -> dict[str, object]:
@@ -229,28 +363,6 @@ def _as_json(report: Report, is_newest: bool) -> dict[str, object]:
 
 def _from_json(report: Mapping[str, Any]) -> Report:
     listed = ("step_lines", "samples", "notes")  # a checkpoint of old has none of them
-    return Report(**{**report, **{name: tuple(report.get(name, ())) for name in listed}})
-
-
-def _files(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix()
-
-
-def _checksum(path: Path) -> dict[str, object]:
-    digest = hashlib.blake2b(digest_size=16)
-    size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return {"bytes": size, "blake2b": digest.hexdigest()}
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    found = Report(**{**report, **{name: tuple(report.get(name, ())) for name in listed}})
+    _REPORT.validate_python(asdict(found), strict=False)
+    return found

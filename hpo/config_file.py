@@ -19,6 +19,7 @@ from hpo.spec_checks import (
     validation_problems,
 )
 from hpo.spec_file import completed_for, options_of, translated, unique
+from hpo.store.address import is_url, local_folder, shown
 from search_spaces.problems import Problem
 from trainers.protocol import TrainerOptions
 
@@ -64,7 +65,14 @@ def read_config_file(path: Path) -> ConfigFile:
         )
     problems: list[Problem] = []
     trainer = values.pop("trainer", "lora")
-    output_dir = (path.parent / str(values.pop("output_dir", "runs/train"))).resolve()
+    given_dir = str(values.pop("output_dir", "runs/train"))
+    if is_url(given_dir):
+        problems.append(
+            Problem(
+                ("output_dir",), f"{shown(given_dir)!r} is a URL; `hpo train` writes to a folder."
+            )
+        )
+    output_dir = (path.parent / local_folder(given_dir)).resolve()
     metric = values.pop("metric", None)
     direction = values.pop("direction", None)
     if direction not in (None, "minimize", "maximize"):

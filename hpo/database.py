@@ -19,7 +19,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from hpo.database_faults import Patience, opens_later, storage_error
+from hpo.database_faults import Patience, damaged, opens_later, storage_error
 from hpo.database_faults import shown as shown
 from hpo.database_faults import without_secrets as without_secrets
 from hpo.errors import NoDatabaseError, StorageError, StudyError
@@ -121,6 +121,8 @@ class Database:
             ) from None
         except (OSError, ImportError) as error:
             raise storage_error(shown(url), error) from None
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            raise damaged(shown(url), error) from error
         if self.is_sqlite:
             self._file = _identity(self._path)
 
@@ -173,7 +175,7 @@ class Database:
     def _engine_options(self) -> dict[str, Any]:
         if self.is_sqlite:
             return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-        return {"pool_pre_ping": True, "connect_args": SERVER_OPTIONS}
+        return {"connect_args": SERVER_OPTIONS}  # no ping before each act: a cut one is repeated
 
     def _check_schema(self) -> None:
         METADATA.create_all(self.engine)

@@ -96,6 +96,15 @@ def storage_error(name: str, error: BaseException) -> StorageError:
     return StorageError(f"the database {name} cannot be used: {_reason(error)}. {advice}")
 
 
+def damaged(name: str, error: BaseException) -> StorageError:
+    """Return what a user is told of a database that opens but cannot be understood."""
+    reason = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    return StorageError(
+        f"the database {name} is damaged, or something else than hpo has written to it ({reason}). "
+        f"Restore it from a backup, or begin anew in another one with --storage."
+    )
+
+
 def may_pass(error: BaseException) -> bool:
     """Return whether a fault may be gone at the next try: busy, restarted, cut off, out of turn."""
     fault = _cause(error)

@@ -74,6 +74,8 @@ def read_document(path: Path) -> Document:
             root; with line and column.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would wait for ever
+            raise SpecError(f"{path}: is no file. Give the path of a study's YAML file.")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise SpecError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is no study's file.")
         text = path.read_text(encoding="utf-8-sig")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from hpo.checkpoints import CheckpointStore
 from hpo.errors import CheckpointError
@@ -25,9 +24,8 @@ LEFTOVER_AGE_S = 60.0
 class Keeper:
     """The files of one study."""
 
-    def __init__(self, store: CheckpointStore, folder: Path, spec: StudySpec) -> None:
+    def __init__(self, store: CheckpointStore, spec: StudySpec) -> None:
         self._store = store
-        self._folder = folder
         self._spec = spec
         self._kept: dict[int, int] = {}
 
@@ -57,10 +55,13 @@ class Keeper:
 
     def sweep(self, is_over: Callable[[int], bool], winners: Mapping[int, int]) -> None:
         """Delete everything of finished trials that cannot win any more, and what dead writers left."""
-        for number in self._store.trials():
+        for number, steps in self._store.listing().items():
             if is_over(number):
-                self._store.delete(number, {winners[number]} if number in winners else ())
-                self._store.sweep(number, LEFTOVER_AGE_S)
+                keep = {winners[number]} if number in winners else set()
+                if not keep.issuperset(steps):
+                    self._store.delete(number, keep)
+                if steps or self._store.is_local:  # at a URL each look is a request
+                    self._store.sweep(number, LEFTOVER_AGE_S)
         self._kept = dict(winners)
 
     def write_best(self, trial: TrialRecord) -> bool:
@@ -71,5 +72,5 @@ class Keeper:
         except CheckpointError as error:
             log.warning("trial %d cannot be handed over: %s", trial.number, error)
             return False
-        write_best(self._folder / "best", self._spec, trial, checkpoint)
+        write_best(self._store, self._spec, trial, checkpoint)
         return True

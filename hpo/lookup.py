@@ -37,12 +37,17 @@ def find(kind: str, name: str, known: Mapping[str, str]) -> object:
             f"For your own give a dotted path, as in 'my_package.module:MyClass'."
         )
     module_name, _, attribute = path.rpartition(":" if ":" in path else ".")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise SpecError(
+            f"the {kind} {name!r} is no dotted path. Give module and name, as in "
+            f"'my_package.module:MyClass'."
+        )
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise SpecError(
-            f"cannot import the {kind} {name!r}: {error}. Install its package in this environment "
-            f"(and on every node), or mend the path."
+            f"cannot import the {kind} {name!r}: {type(error).__name__}: {error}. Install its package "
+            f"in this environment (and on every node), or mend the path."
         ) from error
 
 

@@ -41,7 +41,7 @@ class RunProgress:
         spec = study.spec
         self._outlets = Outlets(
             chosen(spec.report_to),
-            study.folder,
+            study.store.work_folder(),
             spec.study,
             spec.metric,
             spec.run_name,
@@ -67,6 +67,7 @@ class RunProgress:
         trial = self._study.trial(number)
         verdict = (trial.reason or trial.state.lower()) if over else "goes on"
         trial_log.append(self._study.store.trial_folder(number), report, verdict)
+        self._study.store.push(number)
         self._tell(trial)
         for note in report.notes:
             if note not in self._notes:
@@ -107,6 +108,7 @@ class RunProgress:
         if wait_s:
             self._tell_of_ended()
         self._say(self._outlets.close(wait_s))
+        self._study.store.flush()
 
     def _tell_of_ended(self) -> None:
         if self._study.spec.report_to:

@@ -1,10 +1,15 @@
-"""The result of a study: one folder with the best adapter and all that is needed to make it again."""
+"""The result of a study: one folder with the best adapter and all that is needed to make it again.
+
+In a folder a new one is written beside the old one and swapped in. At a URL ``trial.json`` goes first and
+comes last: without it, the result is being written.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -13,33 +18,111 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from hpo.checkpoints import Checkpoint
+from hpo import faults
+from hpo.checkpoints import Checkpoint, CheckpointStore
+from hpo.errors import CheckpointError
 from hpo.spec import StudySpec
+from hpo.store import local
+from hpo.store.local import LocalShelf
+from hpo.store.remote import RemoteShelf
 from hpo.studies import TrialRecord
 from trainers.protocol import ADAPTER_FOLDER
 
+BEST = "best"
 CONFIG_FILE = "config.yaml"
 TRIAL_FILE = "trial.json"
 PACKAGES = ("hpo", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "optuna", "ray")
 
 
-def write_best(folder: Path, spec: StudySpec, trial: TrialRecord, checkpoint: Checkpoint) -> None:
-    """Make ``folder`` hold this trial's result, unless it does already.
+def write_best(
+    store: CheckpointStore, spec: StudySpec, trial: TrialRecord, checkpoint: Checkpoint
+) -> None:
+    """Make ``best/`` of a study's store hold this trial's result, unless it does already.
 
     Holds ``adapter/``, ``config.yaml`` (for `hpo train`) and ``trial.json`` (history, versions and
-    seeds). A new one is written beside it and swapped in.
+    seeds). To be called by one process at a time: what it finds half written is of a dead one.
+
+    Raises:
+        CheckpointError: It cannot be written.
     """
     wanted = {"study": spec.study, "number": trial.number, "step": checkpoint.step}
-    with contextlib.suppress(OSError, ValueError):
-        present = json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8"))
-        if {key: present.get(key) for key in wanted} == wanted:
-            return
-    write_result(folder, spec, trial, checkpoint)
+    present = read_best(store)
+    try:
+        if {key: present.get(key) for key in wanted} != wanted:
+            if isinstance(store.shelf, LocalShelf):
+                write_result(store.shelf.root / BEST, spec, trial, checkpoint)
+            else:
+                _upload(store.shelf, spec, trial, checkpoint)
+        if isinstance(store.shelf, LocalShelf):
+            for name in os.listdir(store.shelf.root):
+                if name.startswith(f".{BEST}."):  # of a killed driver
+                    shutil.rmtree(store.shelf.root / name, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {store.shown(BEST)}: {error.strerror or error}. Free space there or mend its "
+            f"permissions, then type `hpo resume {spec.study}`: it writes the result anew."
+        ) from error
+
+
+def read_best(store: CheckpointStore) -> Mapping[str, object]:
+    """Return what ``best/`` says of itself; empty if there is none, or it is being written."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if isinstance(store.shelf, LocalShelf):
+            path = store.shelf.root / BEST / TRIAL_FILE
+        else:
+            path = store.shelf.scratch() / TRIAL_FILE
+            store.shelf.pull(f"{BEST}/{TRIAL_FILE}", path)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _upload(
+    shelf: RemoteShelf, spec: StudySpec, trial: TrialRecord, checkpoint: Checkpoint
+) -> None:
+    folder = shelf.scratch() / BEST
+    try:
+        fill(folder, spec, trial, checkpoint)
+        faults.reached("best copied")
+        old = set(shelf.names(BEST))
+        shelf.delete(f"{BEST}/{TRIAL_FILE}")
+        faults.reached("best moved")
+        new = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        for name in sorted(new, key=lambda name: name == TRIAL_FILE):  # that one last
+            shelf.push(folder / name, f"{BEST}/{name}")
+        for name in old - set(new):
+            shelf.delete(f"{BEST}/{name}")
+        faults.reached("best written")
+    finally:
+        shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def write_result(folder: Path, spec: StudySpec, trial: TrialRecord, checkpoint: Checkpoint) -> None:
     """Replace ``folder`` by a trial's result."""
-    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    fresh, old = _beside(folder), _beside(folder)
+    try:
+        fill(fresh, spec, trial, checkpoint)
+        faults.reached("best copied")
+        if folder.exists():
+            folder.rename(old)
+        faults.reached("best moved")
+        fresh.rename(folder)
+    except Exception:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists():
+            old.rename(folder)
+        raise
+    faults.reached("best written")
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+
+
+def fill(fresh: Path, spec: StudySpec, trial: TrialRecord, checkpoint: Checkpoint) -> None:
+    """Write a trial's result into a new folder."""
     shutil.copytree(checkpoint.adapter, fresh / ADAPTER_FOLDER)
     (fresh / CONFIG_FILE).write_text(
         config_yaml(
@@ -70,14 +153,8 @@ def write_result(folder: Path, spec: StudySpec, trial: TrialRecord, checkpoint: 
         "spec": spec.model_dump(mode="json"),
     }
     (fresh / TRIAL_FILE).write_text(json.dumps(story, indent=1), encoding="utf-8")
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh.rename(folder)
+    for path in (fresh, *fresh.rglob("*")):
+        local.fsync(path)
 
 
 def config_yaml(config: Mapping[str, object], heading: str) -> str:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable
-from typing import cast
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -28,7 +26,7 @@ SAMPLERS = {
     "random": "optuna.samplers:RandomSampler",
     "tpe": "optuna.samplers:TPESampler",
     "gp": "optuna.samplers:GPSampler",
-    "cmaes": "optuna.samplers:CmaEsSampler",
+    "cmaes": "hpo.cma_sampler:PlainCmaEsSampler",
     "qmc": "optuna.samplers:QMCSampler",
     "nsga2": "optuna.samplers:NSGAIISampler",
     "nsga3": "optuna.samplers:NSGAIIISampler",
@@ -58,7 +56,15 @@ def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool
         SpecError: The sampler is unknown or refuses its options.
     """
     known = {GRID: GRID, **SAMPLERS}
-    factory = cast("Callable[..., object]", find("sampler", spec.type, known))
+    factory = find("sampler", spec.type, known)
+    if factory is optuna.samplers.CmaEsSampler:  # named by its path
+        factory = find("sampler", "cmaes", known)
+    if not (
+        isinstance(factory, type) and issubclass(factory, BaseSampler)
+    ):  # nothing else is called
+        raise SpecError(
+            f"the sampler {spec.type!r} is no optuna.samplers.BaseSampler: give the path of such a class."
+        )
     options = dict(spec.options)
     accepted = inspect.signature(factory).parameters
     if "seed" in accepted:
@@ -79,6 +85,5 @@ def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool
             sampler = factory(**options)
     except (TypeError, ValueError, ImportError) as error:
         raise SpecError(f"the sampler {spec.type!r} refuses its options: {error}") from error
-    if not isinstance(sampler, BaseSampler):
-        raise SpecError(f"the sampler {spec.type!r} is no optuna.samplers.BaseSampler.")
+    assert isinstance(sampler, BaseSampler)
     return sampler

@@ -146,7 +146,11 @@ class StudySpec(_Part):
     )
     metric: str = Field("eval_loss", min_length=1, description="Any metric the trainer reports.")
     direction: Literal["minimize", "maximize"] = "minimize"
-    output_dir: str = Field("runs", description="The folder for checkpoints and the best adapter.")
+    output_dir: str = Field(
+        "runs",
+        description="Where checkpoints, logs and the best adapter go: a folder that all nodes share, or "
+        "a URL, as in s3://bucket/runs. Credentials come from the environment.",
+    )
     ray_address: str | None = Field(
         None,
         description="A running Ray cluster, as in 'auto' or 'head:6379'; none: this machine.",

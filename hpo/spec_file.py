@@ -29,6 +29,8 @@ from hpo.spec_checks import (
     run_name_problems,
     strategy_problems,
 )
+from hpo.store.address import absolute
+from hpo.store.address import problem_of as problem_of_address
 from search_spaces import SearchSpace, SpaceError
 from search_spaces.problems import Problem, did_you_mean
 from trainers.protocol import TrainerOptions
@@ -318,11 +320,9 @@ def _translate_space(
 def _validate(values: dict[str, object], folder: Path, problems: list[Problem]) -> StudySpec | None:
     if isinstance(values.get("output_dir", ""), str):
         given = str(values.get("output_dir", "runs"))
-        if "://" in given:
-            problems.append(
-                Problem(("output_dir",), f"{given!r} is a URL; give a folder that all nodes share.")
-            )
-        values["output_dir"] = os.path.normpath(folder.resolve() / Path(given).expanduser())
+        if problem := problem_of_address(given):
+            problems.append(Problem(("output_dir",), problem))
+        values["output_dir"] = absolute(given, folder)
     if "space" not in values:
         problems.append(
             Problem(

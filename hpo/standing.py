@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterator
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -45,10 +44,6 @@ class Standing:
     def leaders(self, num_trials: int) -> list[int]:
         """Return the numbers of the best completed trials, best first, the first of equals first."""
         return [number for _, number in self._ranking[:num_trials]]
-
-    def ranked(self) -> Iterator[int]:
-        """Yield the numbers of all completed trials, best first."""
-        return (number for _, number in list(self._ranking))
 
     @property
     def unfinished(self) -> list[int]:

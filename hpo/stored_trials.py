@@ -19,8 +19,8 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.attributes import CONFIG, REPORT
-from hpo.database import Database
-from hpo.errors import StorageError
+from hpo.database import Database, shown
+from hpo.row_shapes import check_trial, readable
 
 STUDIES = cast(sa.Table, models.StudyModel.__table__)
 TRIALS = cast(sa.Table, models.TrialModel.__table__)
@@ -32,6 +32,8 @@ REPORTS = cast(sa.Table, models.TrialIntermediateValueModel.__table__)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 _distribution = functools.lru_cache(maxsize=1024)(json_to_distribution)
+_value = models.TrialValueModel.stored_repr_to_value
+_reported = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,18 @@ class StoredTrials:
     Attributes:
         database: Open.
         study_id: Optuna's.
+        name: The study's.
     """
 
     database: Database
     study_id: int
+    name: str
 
     def all(self, *, light: bool = False) -> list[FrozenTrial]:
         """Return every trial by number.
 
         Raises:
-            StorageError: What is stored cannot be read.
+            StudyError: What is stored cannot be read.
         """
         return self._read(sa.true(), light=light)
 
@@ -83,15 +87,31 @@ class StoredTrials:
                 return []
             return _read_trials(connection, mine & TRIALS.c.trial_id.in_(ids), light=True)
 
-        return self.database.look(read)
+        return self._looked(read, light=True)
 
-    def of(self, numbers: Sequence[int], *, light: bool = False) -> list[FrozenTrial]:
+    def numbered(self, numbers: Sequence[int]) -> list[FrozenTrial]:
         """Return the trials of these numbers, by number."""
-        return self._read(TRIALS.c.number.in_(numbers), light=light)
+        return self._read(TRIALS.c.number.in_(numbers), light=False)
+
+    def of(self, ids: Sequence[int], *, light: bool = False) -> list[FrozenTrial]:
+        """Return the trials of these ids, by number; costs the same however many others there are."""
+        return self._read(TRIALS.c.trial_id.in_(ids), light=light)
 
     def _read(self, which: sa.ColumnElement[bool], *, light: bool) -> list[FrozenTrial]:
         chosen = (TRIALS.c.study_id == self.study_id) & which
-        return self.database.look(lambda connection: _read_trials(connection, chosen, light=light))
+        return self._looked(
+            lambda connection: _read_trials(connection, chosen, light=light), light=light
+        )
+
+    def _looked(
+        self, look: Callable[[sa.Connection], list[FrozenTrial]], *, light: bool
+    ) -> list[FrozenTrial]:
+        """Return what was read when it is of a shape that is known."""
+        with readable(self.name, shown(self.database.url)):
+            trials = self.database.look(look)
+        for trial in trials:
+            check_trial(self.name, trial, light=light)
+        return trials
 
 
 def _read_trials(
@@ -122,17 +142,18 @@ def _read_trials(
         for trial_id, number, state, start, complete in connection.execute(query)
     }
     for trial, row in _rows(connection, trials, chosen, PARAMS, PARAMS.c.param_id):
-        distribution: BaseDistribution = _read(trial, _distribution, row.distribution_json)
+        distribution: BaseDistribution = _distribution(row.distribution_json)
         trial.distributions[row.param_name] = distribution
-        trial.params[row.param_name] = _read(trial, distribution.to_external_repr, row.param_value)
+        trial.params[row.param_name] = distribution.to_external_repr(row.param_value)
     heavy = (ATTRIBUTES.c.key == CONFIG) | ATTRIBUTES.c.key.startswith(REPORT, autoescape=True)
     wanted = ~(heavy & TRIALS.c.state.in_(FINISHED)) if light else sa.true()
     for trial, row in _rows(connection, trials, chosen & wanted, ATTRIBUTES):
-        trial.system_attrs[row.key] = _read(trial, json.loads, row.value_json)
+        trial.system_attrs[row.key] = json.loads(row.value_json)
     for trial, row in _rows(connection, trials, chosen, VALUES):
-        trial.values = [_read(trial, _value_in, row)]
+        trial.values = [_value(row.value, row.value_type)]
     for trial, row in _rows(connection, trials, chosen, REPORTS, REPORTS.c.step):
-        trial.intermediate_values[row.step] = _read(trial, _reported_in, row)
+        value = _reported(row.intermediate_value, row.intermediate_value_type)
+        trial.intermediate_values[row.step] = value
     return list(trials.values())
 
 
@@ -151,27 +172,6 @@ def _rows(
         trial = trials.get(row.trial_id)
         if trial is not None:
             yield trial, row
-
-
-def _read(trial: FrozenTrial, decode: Callable[[Any], Any], stored: Any) -> Any:
-    try:
-        return decode(stored)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise StorageError(
-            f"what is stored of trial {trial.number} cannot be read ({error}): its rows are damaged. "
-            f"Put a backup of the database back, or begin a new study."
-        ) from None
-
-
-def _value_in(row: Any) -> float:
-    return models.TrialValueModel.stored_repr_to_value(row.value, row.value_type)
-
-
-def _reported_in(row: Any) -> float:
-    value = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value(
-        row.intermediate_value, row.intermediate_value_type
-    )
-    return float(value)
 
 
 def _local(stored: datetime.datetime | None) -> datetime.datetime | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,10 +15,11 @@ import sqlalchemy as sa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.attributes import CONFIG, END, METRIC_NAMES, REPORT, SPEC, STOP
+from hpo.attributes import CONFIG, END, METRIC_NAMES, REPORT, SPEC, STOP, VERSION
 from hpo.checkpoints import CheckpointStore
 from hpo.database import Database, Lock, shown
 from hpo.errors import NoDatabaseError, StudyError
+from hpo.row_shapes import readable, stored_spec, this_version
 from hpo.rows import Rows
 from hpo.spec import StudySpec
 from hpo.stored_trials import StoredTrials
@@ -95,11 +95,11 @@ class StudyRecord:
     @property
     def stored(self) -> StoredTrials:
         """The trials' rows."""
-        return StoredTrials(self.database, self.study_id)
+        return StoredTrials(self.database, self.study_id, self.name)
 
     def trials(self, numbers: Sequence[int] | None = None) -> list[TrialRecord]:
         """Return all trials by number, or some of them."""
-        stored = self.stored.all() if numbers is None else self.stored.of(numbers)
+        stored = self.stored.all() if numbers is None else self.stored.numbered(numbers)
         return [trial_record(trial, self.spec) for trial in stored]
 
     def best(self) -> TrialRecord | None:
@@ -114,11 +114,12 @@ class StudyRecord:
     @property
     def summary(self) -> Summary:
         """What SQL alone says of the trials."""
-        return Summary(self.database, self.study_id)
+        return Summary(self.database, self.study_id, self.name)
 
     def update_spec(self, spec: StudySpec) -> StudyRecord:
         """Store an edited spec."""
         assert spec.study == self.name
+        self._set(VERSION, this_version())
         self._set(SPEC, spec.model_dump(mode="json"))
         return StudyRecord(self.database, self.study_id, spec)
 
@@ -187,7 +188,8 @@ def create_study(spec: StudySpec, url: str) -> StudyRecord:
         StorageError: The database cannot be used.
     """
     database = Database(url)
-    folder = Path(spec.output_dir) / spec.study
+    store = CheckpointStore.of_study(spec.output_dir, spec.study)
+    store.check()
     direction = StudyDirection.MINIMIZE if spec.direction == "minimize" else StudyDirection.MAXIMIZE
     exists = StudyError(
         f"the study {spec.study!r} exists in {shown(url)}. To go on with it type "
@@ -196,12 +198,16 @@ def create_study(spec: StudySpec, url: str) -> StudyRecord:
     )
     if any(name == spec.study for name, _ in counts_by_study(database)):
         raise exists
-    if CheckpointStore(folder).trials():  # its trials would go on from them
+    if store.trials():  # its trials would go on from them
         raise StudyError(
-            f"{folder} holds the checkpoints of another study {spec.study!r}, which is not in "
+            f"{store.shown()} holds the checkpoints of another study {spec.study!r}, which is not in "
             f"{shown(url)}. Remove the folder, or give another 'study:' or 'output_dir:'."
         )
-    attributes = {METRIC_NAMES: [spec.metric], SPEC: spec.model_dump(mode="json")}
+    attributes = {
+        METRIC_NAMES: [spec.metric],
+        SPEC: spec.model_dump(mode="json"),
+        VERSION: this_version(),
+    }
     study_id = insert_study(database, spec.study, direction, attributes)
     if study_id is None:
         raise exists
@@ -219,7 +225,6 @@ def open_study(name: str, url: str) -> StudyRecord:
     storage = database.storage
     try:
         study_id = database.guarded(lambda: storage.get_study_id_from_name(name))
-        stored = database.guarded(lambda: storage.get_study_system_attrs(study_id)).get(SPEC)
     except KeyError:
         known = [name for name, _ in counts_by_study(database)]
         listed = f"It has: {', '.join(sorted(known))}." if known else "It has no study at all."
@@ -227,9 +232,12 @@ def open_study(name: str, url: str) -> StudyRecord:
             f"there is no study {name!r} in {shown(url)}.{did_you_mean(name, known)} {listed} "
             f"Another database is named by --storage."
         ) from None
-    if stored is None:
+    with readable(name, shown(url)):
+        attrs = database.guarded(lambda: storage.get_study_system_attrs(study_id))
+    if attrs.get(SPEC) is None:
         raise StudyError(f"the study {name!r} in {shown(url)} was not made by `hpo run`.")
-    return StudyRecord(database, study_id, StudySpec.model_validate(stored))
+    spec = stored_spec(name, shown(url), attrs[SPEC], attrs.get(VERSION))
+    return StudyRecord(database, study_id, spec)
 
 
 def list_studies(url: str) -> list[StudySummary]:

@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -27,11 +26,12 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo import faults, trial_log
 from hpo.attributes import CONFIG, DIGEST, LOSSES, REPORT, SAMPLER_STATE
 from hpo.checkpoints import CheckpointStore
-from hpo.database import Lock, Turn
-from hpo.errors import ExhaustedError, LeaseLostError
+from hpo.database import Lock, Turn, shown
+from hpo.errors import CheckpointError, ExhaustedError, LeaseLostError
 from hpo.keeping import LEFTOVER_AGE_S, Keeper
 from hpo.mirror import Mirror
 from hpo.proposals import Proposer
+from hpo.row_shapes import readable
 from hpo.rows import Rows
 from hpo.standing import Standing
 from hpo.studies import StudyRecord, TrialRecord, best_validation, trial_record
@@ -88,9 +88,10 @@ class Study:
         self.spec = record.spec
         self.num_trials = num_trials
         self.record = record
-        self.folder = Path(self.spec.output_dir) / self.spec.study
-        self.store = CheckpointStore(self.folder)
-        self._keeper = Keeper(self.store, self.folder, self.spec)
+        self.store = CheckpointStore.of_study(self.spec.output_dir, self.spec.study)
+        self.store.check()
+        self.folder = self.store.work
+        self._keeper = Keeper(self.store, self.spec)
         self._lock = record.database.driver_lock(record.name)
         self.owner = f"{os.uname().nodename[:20]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._rows = Rows(record.database, record.study_id, self.owner, self.spec.lease_s)
@@ -99,9 +100,10 @@ class Study:
         self._judge = build_judge(self.spec.pruner)
         self._mirror = Mirror(record.name, direction, self._judge.bracket_of)
         self._standing = Standing(self.spec.sign)
-        self._space = self.spec.search_space
+        with readable(record.name, shown(record.database.url)):
+            self._space = self.spec.search_space
+            self._proposer = Proposer(self.spec, self._mirror)
         self._distributions: dict[frozenset[str], dict[str, BaseDistribution]] = {}
-        self._proposer = Proposer(self.spec, self._mirror)
         self._ids: list[int] = []
         self._claims: dict[int, Claim] = {}
         self._digests: set[str] = set()
@@ -142,7 +144,7 @@ class Study:
         for trial_id in self._rows.free(list(numbers)):
             epoch = self._rows.claim(trial_id)
             number = numbers[trial_id]
-            if epoch is not None and self._claim(number, epoch, adopted=True) is not None:
+            if epoch is not None and self._claim(number, trial_id, epoch, adopted=True) is not None:
                 faults.reached("adopted")
                 return number
         return None
@@ -167,17 +169,17 @@ class Study:
             return None
         if leftovers:  # of a trial whose row went with the power, or with a backup put back
             self.store.delete(number)
-        claim = self._claim(number, 1, adopted=False)
+        claim = self._claim(number, trial_id, 1, adopted=False)
         faults.reached("running")
         return claim
 
-    def _claim(self, number: int, epoch: int, *, adopted: bool) -> Claim | None:
+    def _claim(self, number: int, trial_id: int, epoch: int, *, adopted: bool) -> Claim | None:
         """Hold a trial; None if this driver stood still since, and another has ended it."""
-        (trial,) = self.record.stored.of([number], light=True)
-        self._see(trial)
-        if trial.state.is_finished():
+        self._look_at(number, trial_id)
+        if self._mirror_is_finished(number):
             return None
-        claim = Claim(number, epoch, dict(trial.system_attrs[CONFIG]), adopted)
+        config = dict(self._mirror.trials[number].system_attrs[CONFIG])
+        claim = Claim(number, epoch, config, adopted)
         self._claims[number] = claim
         return claim
 
@@ -198,6 +200,7 @@ class Study:
         for index in sorted({*stored, *history}):
             if index in history:
                 trial_log.catch_up(self.store.trial_folder(number), history[index])
+                self.store.push(number)
             if index not in stored and self.report(number, history[index]):
                 return True
             ends_here = index in history and history[index].end is not None
@@ -322,8 +325,7 @@ class Study:
         self._rows.release(self._ids[number], epoch)
         del self._claims[number]
         faults.reached("released")
-        (trial,) = self.record.stored.of([number], light=True)
-        self._see(trial)
+        self._look_at(number, self._ids[number])
 
     def _end(
         self, number: int, reason: str, message: str | None, notes: Sequence[str] = ()
@@ -347,8 +349,7 @@ class Study:
             is_infeasible=is_infeasible,
         )
         faults.reached("told")
-        (told,) = self.record.stored.of([number], light=True)
-        self._see(told)
+        self._look_at(number, self._ids[number])
         del self._claims[number]
         if state is TrialState.COMPLETE:
             self._write_best()
@@ -368,16 +369,14 @@ class Study:
         self._keeper.sweep(lambda n: n < num_known and n not in unfinished, self._winners())
 
     def _write_best(self) -> None:
-        """Bring `best/` up to what the database says; a torn checkpoint gives way to the next."""
+        """Bring `best/` up to what the database says; a torn checkpoint gives way to the next kept."""
         while True:
             with self._exclusive(Lock.BEST) as turn:
                 self._see_other_drivers()
+                leaders = self._known(self._standing.leaders(self.spec.keep_checkpoints))
                 try:
-                    any(
-                        self._keeper.write_best(self.trial(number))
-                        for number in self._standing.ranked()
-                    )
-                except OSError:
+                    any(self._keeper.write_best(trial) for trial in leaders)
+                except CheckpointError:
                     if turn.lasts():
                         raise
                 if turn.lasts():  # else this driver stood still, and another may have written since
@@ -417,7 +416,8 @@ class Study:
                 found[number] = self._records[number]
         missing = [number for number in numbers if number not in found]
         if missing:
-            for trial in self.record.trials(missing):
+            for stored in self.record.stored.of([self._ids[number] for number in missing]):
+                trial = trial_record(stored, self.spec)
                 found[trial.number] = self._records[trial.number] = trial
             while len(self._records) > max(RECENT, len(numbers)):
                 del self._records[next(iter(self._records))]
@@ -503,6 +503,12 @@ class Study:
         }
         for trial in self.record.stored.changed(len(self._ids), theirs):
             self._see(trial)
+
+    def _look_at(self, number: int, trial_id: int) -> None:
+        """Take a trial as it is stored now, after a write of this driver's own."""
+        (trial,) = self.record.stored.of([trial_id], light=True)
+        assert trial.number == number
+        self._see(trial)
 
     def _see(self, trial: FrozenTrial) -> None:
         """Take a trial as it is stored now."""

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.attributes import END, REPORT
-from hpo.database import Database
-from hpo.errors import StorageError
+from hpo.database import Database, shown
+from hpo.row_shapes import readable
 from hpo.stored_trials import ATTRIBUTES, FINISHED, REPORTS, STUDIES, TRIALS, VALUES
 
 _T = TypeVar("_T")
@@ -42,10 +42,12 @@ class Summary:
     Attributes:
         database: Open.
         study_id: Optuna's.
+        name: The study's.
     """
 
     database: Database
     study_id: int
+    name: str
 
     def counts(self) -> dict[str, int]:
         """Return the number of trials by state."""
@@ -95,7 +97,8 @@ class Summary:
 
     def ends(self) -> list[Ended]:
         """Return how each finished trial ended, by number."""
-        return [_ended(number, text) for number, text in self._attributes(END)]
+        with readable(self.name, shown(self.database.url)):
+            return [_ended(number, text) for number, text in self._attributes(END)]
 
     def last_ends(self, num_trials: int) -> list[Ended]:
         """Return how the trials ended that were the last to end, the newest first."""
@@ -106,7 +109,8 @@ class Summary:
             .limit(num_trials)
         )
         rows = self._do(lambda connection: connection.execute(query).all())
-        return [_ended(number, text) for number, text in rows]
+        with readable(self.name, shown(self.database.url)):
+            return [_ended(number, text) for number, text in rows]
 
     def notes(self) -> list[str]:
         """Return what trainers had to say of data and model, each once, oldest first."""
@@ -114,8 +118,8 @@ class Summary:
         said = ATTRIBUTES.c.key.startswith(REPORT, autoescape=True) | (ATTRIBUTES.c.key == END)
         query = self._attributes_of(said & spoken).order_by(TRIALS.c.number)
         rows = self._do(lambda connection: connection.execute(query).all())
-        notes = [note for number, text in rows for note in _notes(_mapping(number, text))]
-        return list(dict.fromkeys(notes))
+        with readable(self.name, shown(self.database.url)):
+            return list(dict.fromkeys(note for _, text in rows for note in _notes(_mapping(text))))
 
     def _attributes(self, key: str) -> list[tuple[int, str]]:
         query = self._attributes_of(ATTRIBUTES.c.key == key).order_by(TRIALS.c.number)
@@ -130,7 +134,8 @@ class Summary:
         )
 
     def _do(self, look: Callable[[sa.Connection], _T]) -> _T:
-        return self.database.look(look)
+        with readable(self.name, shown(self.database.url)):
+            return self.database.look(look)
 
 
 def counts_by_study(database: Database) -> list[tuple[str, dict[str, int]]]:
@@ -150,7 +155,7 @@ def counts_by_study(database: Database) -> list[tuple[str, dict[str, int]]]:
 
 
 def _ended(number: int, text: str) -> Ended:
-    end = _mapping(number, text)
+    end = _mapping(text)
     message = end.get("message")
     return Ended(
         number,
@@ -160,14 +165,8 @@ def _ended(number: int, text: str) -> Ended:
     )
 
 
-def _mapping(number: int, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise StorageError(
-            f"what is stored of trial {number} cannot be read ({error}): its rows are damaged. Put a "
-            f"backup of the database back, or begin a new study."
-        ) from None
+def _mapping(text: str) -> dict[str, Any]:
+    value = json.loads(text)
     return value if isinstance(value, dict) else {}
 
 

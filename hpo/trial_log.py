@@ -35,7 +35,7 @@ def append(folder: Path, report: Report, verdict: str) -> None:
             line for line in kept if _number(line, "step") < first or line.get("kind") == "note"
         ]
         _write(folder / LOG_FILE, kept)
-    known = {line.get("text") for line in kept if line.get("kind") == "note"}
+    known = [line.get("text") for line in kept if line.get("kind") == "note"]
     notes = [note for note in dict.fromkeys(report.notes) if note not in known]
     step = 0 if first is None else max(0, first - 1)
     _add(folder / LOG_FILE, [*({"kind": "note", "step": step, "text": n} for n in notes), *lines])
@@ -45,7 +45,7 @@ def append(folder: Path, report: Report, verdict: str) -> None:
 
 def catch_up(folder: Path, report: Report) -> None:
     """Add a checkpoint's report, unless it was logged before the driver was killed."""
-    logged = {line.get("validation") for line in read(folder) if line.get("kind") == "validation"}
+    logged = [line.get("validation") for line in read(folder) if line.get("kind") == "validation"]
     if report.metrics and report.validation not in logged:
         append(folder, report, report.end or "goes on")
 
@@ -71,10 +71,10 @@ def _append_samples(folder: Path, report: Report) -> None:
 
 def _read(path: Path) -> list[dict[str, object]]:
     lines = []
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         # Not splitlines(): a generated text may hold any of the other line ends.
-        for text in path.read_text(encoding="utf-8").split("\n"):
-            with contextlib.suppress(ValueError):
+        for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with contextlib.suppress(ValueError, RecursionError):
                 line = json.loads(text)
                 if isinstance(line, dict):
                     lines.append(line)

@@ -204,7 +204,9 @@ def build_judge(spec: PrunerSpec, num_validations: int | None = None) -> Judge:
         inner = options.setdefault("wrapped_pruner", None)
         if inner is not None:
             named = inner if isinstance(inner, dict) else {"type": str(inner)}
-            options["wrapped_pruner"] = build_pruner(PrunerSpec(**named))
+            if not isinstance(named.get("type"), str):
+                raise SpecError(f"wrapped_pruner must have the name of a pruner, not {inner!r}.")
+            options["wrapped_pruner"] = build_pruner(PrunerSpec.model_validate(named))
     if ours is not None:
         return cast(Judge, _construct(spec.type, ours, options))
     return OptunaJudge(build_pruner(PrunerSpec(type=spec.type, **options)))
@@ -218,9 +220,14 @@ def build_pruner(spec: PrunerSpec) -> BasePruner:
             f"the pruner {spec.type!r} writes into the study while it judges, so a crash would change "
             f"its verdict. Use 'asha' or 'hyperband': the same rules, as functions of what is stored."
         )
-    pruner = _construct(spec.type, cast("Callable[..., object]", factory), dict(spec.options))
-    if not isinstance(pruner, BasePruner):
-        raise SpecError(f"the pruner {spec.type!r} is no optuna.pruners.BasePruner.")
+    if not (
+        isinstance(factory, type) and issubclass(factory, BasePruner)
+    ):  # nothing else is called
+        raise SpecError(
+            f"the pruner {spec.type!r} is no optuna.pruners.BasePruner: give the path of such a class."
+        )
+    pruner = _construct(spec.type, factory, dict(spec.options))
+    assert isinstance(pruner, BasePruner)
     return pruner
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,9 +46,19 @@ def again(spec: StudySpec, url: str) -> StudyRecord:
 
 @dataclass
 class Worker:
-    """Trains the study's trials one after the other, as a host and its proxies would."""
+    """Trains the study's trials one after the other, as a host and its proxies would.
+
+    Attributes:
+        study: Held by this worker.
+        pauses: Trial -> step at which it is saved and handed back, unless it went on from there.
+        tears: Trial -> step whose checkpoint is torn behind its writer's back on the first stay; the
+            trial is handed back before the report has left.
+        trained: (trial, step) of every report.
+    """
 
     study: Study
+    pauses: Mapping[int, int] = field(default_factory=dict)
+    tears: Mapping[int, int] = field(default_factory=dict)
     trained: list[tuple[int, int]] = field(default_factory=list)
 
     def work(self) -> str:
@@ -59,27 +70,40 @@ class Worker:
                 self.study.close()
                 return str(error)
             assert claim is not None
-            self.train(claim.number, claim.config)
+            self.train(claim.number, claim.config, adopted=claim.adopted)
 
-    def train(self, number: int, config: dict[str, object]) -> None:
+    def train(self, number: int, config: dict[str, object], *, adopted: bool = False) -> None:
+        """Train one trial until it is over, or is handed back."""
         trainer = find_trainer(self.study.spec.trainer)(self.study.spec.fixed, "cpu")
         checkpoint = self.study.store.newest(number)
         history: list[Report] = list(checkpoint.history) if checkpoint else []
         trainer.add(number, config, checkpoint.folder if checkpoint else None)
+        pause = self.pauses.get(number, 0)
+        if checkpoint is not None and checkpoint.step >= pause:
+            pause = 0
+
+        def save(is_validation: bool) -> None:
+            step = trainer.step(number)
+            write = self.study.store.write
+            write(number, step, history, is_validation, lambda to: trainer.save(number, to))
+
         while True:
             for report in trainer.advance():
                 self.trained.append((number, report.step))
                 if report.metrics:
                     history.append(report)
-                    self.study.store.write(
-                        number,
-                        report.step,
-                        history,
-                        True,
-                        lambda folder: trainer.save(number, folder),
-                    )
+                    save(is_validation=True)
+                    if not adopted and self.tears.get(number) == report.step:
+                        torn = self.study.store.at_step(number, report.step)
+                        (torn.adapter / "weight.json").write_text("")
+                        self.study.release(number)
+                        return
                 if self.study.report(number, report):
                     return
+            if pause and trainer.step(number) == pause:
+                save(is_validation=False)
+                self.study.release(number)
+                return
 
 
 def picture(record: StudyRecord) -> list[tuple[object, ...]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hpo import trial_log
+from hpo.checkpoints import CheckpointStore
 from hpo.cli.console import stdout
 from hpo.cli.target import StorageOption, find_target
 from hpo.errors import SpecError, StudyError
@@ -26,7 +27,11 @@ def plot(
     trial: Annotated[int | None, typer.Option(min=0, help="This trial alone.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The pictures' folder; default: 'plots' in the study's."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="The pictures' folder; default: 'plots' in the study's, or here at a URL.",
+        ),
     ] = None,
     smoothing: Annotated[
         float,
@@ -54,7 +59,8 @@ def plot(
     num_trials = record.num_trials()
     if trial is not None and trial >= num_trials:
         raise StudyError(f"the study {record.name!r} has no trial {trial}; it has {num_trials}.")
-    folder = out or Path(record.spec.output_dir) / record.name / FOLDER
+    store = CheckpointStore.of_study(record.spec.output_dir, record.name)
+    folder = out or (store.work / FOLDER if store.is_local else Path(FOLDER) / record.name)
     for path in plot_study(record, folder, smoothing, trial):
         _tell(path)
 

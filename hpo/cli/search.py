@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hpo.checkpoints import CheckpointStore
 from hpo.cli import INTERRUPTED
 from hpo.cli.console import print_json, stderr, stdout
 from hpo.cli.target import JsonOption, StorageOption, StudyArgument, find_storage, find_target
@@ -130,15 +130,15 @@ def delete(
         if missing_ok:
             return
         raise
-    folder = Path(record.spec.output_dir) / record.name
+    store = CheckpointStore.of_study(record.spec.output_dir, record.name)
     num_trials = record.num_trials()
     if not yes and not typer.confirm(
-        f"Delete the study {record.name!r} with {num_trials} trials, and {folder}?", err=True
+        f"Delete the study {record.name!r} with {num_trials} trials, and {store.shown()}?", err=True
     ):
         raise StudyError("nothing was deleted.")
     record.delete()
-    shutil.rmtree(folder, ignore_errors=True)
-    stderr.print(f"deleted the study {record.name!r} and {folder}")
+    store.clear()
+    stderr.print(f"deleted the study {record.name!r} and {store.shown()}")
 
 
 def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
@@ -200,7 +200,7 @@ def _tell_best(study: Study, best: TrialRecord) -> None:
     stdout.print(
         f"best: trial {best.number}, {spec.metric} {shown(best.value)}, {config}", soft_wrap=True
     )
-    stdout.print(f"adapter: {study.folder / 'best' / 'adapter'}", soft_wrap=True)
+    stdout.print(f"adapter: {study.store.shown('best', 'adapter')}", soft_wrap=True)
     stdout.print(
         f"next: hpo dashboard {spec.study} | hpo export {spec.study} --merge | "
         f"hpo resume {spec.study} --trials {study.num_trials * 2}",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hpo import trial_log
+from hpo.checkpoints import CheckpointStore
 from hpo.cli.console import print_json, stderr, stdout
 from hpo.cli.target import JsonOption, StorageOption, StudyArgument, find_storage, find_target
 from hpo.errors import SpecError, StudyError
@@ -80,14 +80,19 @@ def best(study: StudyArgument, storage: StorageOption = None, json: JsonOption =
             f"the study {record.name!r} has no completed trial yet.{why} See: hpo status "
             f"{record.name}"
         )
-    folder = Path(record.spec.output_dir) / record.name / "best"
+    store = CheckpointStore.of_study(record.spec.output_dir, record.name)
     if json:
-        print_json({**as_json(found), "folder": str(folder)})
+        print_json({**as_json(found), "folder": store.shown("best")})
         return
+    config_file = store.shown("best", "config.yaml")
+    again = (
+        f"train it again: hpo train {config_file}"
+        if store.is_local
+        else f"fetch it: hpo export {record.name}"
+    )
     heading = (
         f"trial {found.number} of {record.name}: {record.spec.metric} {shown(found.value)} at step "
-        f"{found.best_step}\nadapter: {folder / 'adapter'}\n"
-        f"train it again: hpo train {folder / 'config.yaml'}"
+        f"{found.best_step}\nadapter: {store.shown('best', 'adapter')}\n{again}"
     )
     spec = record.spec
     head = {"trainer": spec.trainer, "metric": spec.metric, "direction": spec.direction}
@@ -135,7 +140,8 @@ def logs(
             f"the study {record.name!r} has no trial {trial}; it has {num_trials}, from 0."
         )
     (said,) = record.trials([trial])
-    folder = Path(record.spec.output_dir) / record.name / str(trial)
+    store = CheckpointStore.of_study(record.spec.output_dir, record.name)
+    folder = store.log_folder(trial)
     if samples:
         _show_samples(trial_log.read_samples(folder), trial, validation, json)
         return
@@ -148,7 +154,9 @@ def logs(
     if said.message:
         stdout.print(said.message, markup=False, highlight=False, soft_wrap=True)
     if not found:
-        stderr.print(f"the log of trial {trial} is empty: no validation yet ({folder}).")
+        stderr.print(
+            f"the log of trial {trial} is empty: no validation yet ({store.shown(str(trial))})."
+        )
 
 
 def _show_samples(

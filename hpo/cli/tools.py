@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +28,12 @@ def validate(
     """
     from hpo.preview import preview
     from hpo.spec_file import read_spec_file
+    from hpo.store.address import check_usable
     from hpo.trackers import check_installed
 
     read = read_spec_file(file)
     check_installed(read.spec.report_to)
+    check_usable(read.spec.output_dir)
     found = preview(read.spec, trials, load=not quick)
     if json:
         print_json(found)
@@ -61,17 +62,13 @@ def dashboard(
     else:
         target = find_target(study, storage)
         url, study_id = target.storage, target.open().study_id
-    if not _is_loopback(host):
-        stderr.print(
-            f"[yellow]warning:[/yellow] {host} is not this machine alone: whoever reaches port {port} "
-            f"can read and change every study in the database, without a password."
-        )
     serve(
         url,
         study_id,
         host,
         port,
-        lambda address: stderr.print(f"dashboard: {address}  (Ctrl-C ends it)"),
+        lambda address: stderr.print(f"dashboard: {address}  (Ctrl-C ends it)", soft_wrap=True),
+        lambda text: stderr.print(f"[yellow]warning:[/yellow] {text}", soft_wrap=True),
     )
 
 
@@ -108,9 +105,10 @@ def export(
     target = (out or Path("export") / record.name).resolve()
     if target.exists():
         raise StudyError(f"{target} exists. Give another folder with --out, or remove it.")
-    store = CheckpointStore(Path(record.spec.output_dir) / record.name)
+    store = CheckpointStore.of_study(record.spec.output_dir, record.name)
     if chosen.best_step not in store.steps(chosen.number):
-        kept = [t.number for t in trials if t.best_step in store.steps(t.number)]
+        there = store.listing()
+        kept = [t.number for t in trials if t.best_step in there.get(t.number, [])]
         raise StudyError(
             f"the checkpoint of trial {chosen.number} was deleted, since it could not win. Kept are "
             f"the trials {', '.join(map(str, kept)) or 'none'}; 'keep_checkpoints:' keeps more."
@@ -136,12 +134,3 @@ def schema() -> None:
     from hpo.json_schema import file_schema
 
     print_json(file_schema())
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

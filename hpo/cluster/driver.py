@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hpo.cluster.loopback import on_loopback
 from hpo.cluster.messages import HostSetup
 from hpo.cluster.slots import Node, nodes_of, num_slots, request
 from hpo.errors import StudyError, TrainerError
@@ -141,13 +142,14 @@ class Driver:
                 f"joining the Ray cluster {address}" if address else "starting Ray on this machine"
             )
             try:
-                context = ray.init(
-                    address=address or "local",
-                    namespace=NAMESPACE,
-                    include_dashboard=False if address is None else None,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
+                with on_loopback(address is None):
+                    context = ray.init(
+                        address=address or "local",
+                        namespace=NAMESPACE,
+                        include_dashboard=False if address is None else None,
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                    )
             except (ConnectionError, ValueError, RuntimeError, OSError) as error:
                 raise StudyError(
                     f"cannot {'join the Ray cluster ' + address if address else 'start Ray'}: {error}"
@@ -214,6 +216,7 @@ class Driver:
             trainer=spec.trainer,
             fixed=spec.fixed,
             store=str(self._study.store.root),
+            disk_quota_gib=spec.disk_quota_gib,
             patience_s=max(spec.lease_s, 15.0),
             import_path=(os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)),
         )

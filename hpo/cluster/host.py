@@ -54,7 +54,7 @@ class ModelHost:
     def __init__(self, setup: HostSetup, device: str) -> None:
         self._setup = setup
         self._device = device
-        self._store = CheckpointStore(Path(setup.store))
+        self._store = CheckpointStore.open(setup.store, setup.disk_quota_gib)
         self._seats: dict[int, _Seat] = {}
         self._waiting: deque[tuple[int, _Seat, Path | None]] = deque()
         self._present: set[int] = set()  # on the trainer; the training thread alone changes it
@@ -164,6 +164,8 @@ class ModelHost:
         Its reports so far are said again: the last one may not have reached the database.
         """
         checkpoint = self._store.newest(number)
+        for warning in self._store.warnings():
+            self._say(number, Word(note=warning))
         if checkpoint is not None:
             seat.history = list(checkpoint.history)
             seat.steps_seen = checkpoint.step

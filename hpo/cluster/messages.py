@@ -15,9 +15,10 @@ class HostSetup:
     Attributes:
         trainer: Name or dotted path.
         fixed: Options that all trials share.
-        store: Root of the study's checkpoints.
+        store: Folder or URL of the study's checkpoints.
         patience_s: A host that nobody has called for so long ends itself.
         import_path: Folders where the driver finds modules of the user's own.
+        disk_quota_gib: What the study's checkpoints may take.
     """
 
     trainer: str
@@ -25,6 +26,7 @@ class HostSetup:
     store: str
     patience_s: float
     import_path: tuple[str, ...] = ()
+    disk_quota_gib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,12 @@ class Word:
         report: A validation or an end.
         paused: It is saved and not trained any more; nothing of it is lost.
         reason: Why it is paused, if nobody asked for it: it had to make room for others.
+        note: What the user should know; the trial goes on.
         fatal: No trial can be trained here: the model or the data is wrong, or the disk is full.
     """
 
     report: Report | None = None
     paused: bool = False
     reason: str | None = None
+    note: str | None = None
     fatal: str | None = None

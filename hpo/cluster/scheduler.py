@@ -71,6 +71,9 @@ class StudyScheduler(FIFOScheduler):
             self._study.release(number)
             self._on_fatal(word.fatal)
             return True
+        if word.note is not None:
+            self._on_note(f"warning: {word.note}")
+            return False
         if word.paused or word.report is None:
             self._study.release(number)
             if word.reason is not None:
@@ -85,8 +88,8 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_error(self, controller: Any, trial: Any) -> None:
         """Tell that a trial's place was lost again and again."""
         number = int(trial.config["number"])
-        if number not in self._study.claimed:
-            return
+        if number not in self._study.claimed or trial.should_recover():
+            return  # Tune tells of one that it tries again, too
         try:
             reason = f"its process or node was lost too often: {trial.get_error()}"
             self._study.fail(number, reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from hpo.checkpoints import CheckpointStore
 from hpo.plots.curves import read_curves
 from hpo.plots.study import draw_parameters, draw_validations
 from hpo.plots.style import save
@@ -31,11 +32,12 @@ def plot_study(
     """
     trials, spec = record.trials(), record.spec
     best = best_of(trials, spec)
+    store = CheckpointStore.of_study(spec.output_dir, spec.study)
     if only is None:
         yield save(draw_validations(trials, best, spec), folder / "validations.png")
         yield save(draw_parameters(trials, best, spec), folder / "parameters.png")
     for trial in trials if only is None else [trials[only]]:
-        curves = read_curves(Path(spec.output_dir) / spec.study / str(trial.number))
+        curves = read_curves(store.log_folder(trial.number))
         if curves.is_empty and only is None:
             continue
         state = trial.state.lower() if trial.reason is None else trial.reason.replace("_", " ")

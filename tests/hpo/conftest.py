@@ -8,4 +8,4 @@ def _no_waiting_for_the_disk(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "test_checkpoints" not in request.module.__name__:
-        monkeypatch.setattr("hpo.checkpoints._fsync", lambda path: None)
+        monkeypatch.setattr("hpo.store.local.fsync", lambda path: None)

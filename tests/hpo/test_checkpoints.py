@@ -112,5 +112,8 @@ def test_reports_survive_bit_for_bit(tmp_path: Path) -> None:
 def test_a_manifest_of_another_format_is_not_read(store: CheckpointStore) -> None:
     path = store.trial_folder(3) / "8" / MANIFEST
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "format": 99}))
+    path.write_text(json.dumps({**manifest, "format": 0}))
     assert store.newest(3).step == 4
+    path.write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(CheckpointError, match="Update hpo"):
+        store.newest(3)

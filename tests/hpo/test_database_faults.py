@@ -263,17 +263,18 @@ class TestNoUseWaiting:
         assert all("ritable for you" in line or "may read and write" in line for line in said), said
 
 
-class TestFiles:
-    @pytest.fixture(scope="class")
-    def killed(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-        """Return a folder as a killed driver leaves it, and a copy: the newest rows are in the -wal."""
-        folder = tmp_path_factory.mktemp("killed")
-        start(make_spec(folder), sqlite(folder)).database.close()
-        ended = child(folder, "import os; os.kill(os.getpid(), 9)")
-        assert ended.returncode == -9, ended.stderr
-        assert (folder / "hpo.db-wal").stat().st_size > 0
-        return folder, Path(shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "copy"))
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a folder as a killed driver leaves it, and a copy: the newest rows are in the -wal."""
+    folder = tmp_path_factory.mktemp("killed")
+    start(make_spec(folder), sqlite(folder)).database.close()
+    ended = child(folder, "import os; os.kill(os.getpid(), 9)")
+    assert ended.returncode == -9, ended.stderr
+    assert (folder / "hpo.db-wal").stat().st_size > 0
+    return folder, Path(shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "copy"))
 
+
+class TestFiles:
     @pytest.mark.parametrize("harm", ["shm gone", "shm torn", "wal gone", "wal torn", "wal half"])
     def test_what_a_kill_left_beside_the_file_may_go_or_be_torn(
         self, harm: str, killed: tuple[Path, Path], undisturbed: list[Any]

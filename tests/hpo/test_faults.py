@@ -10,10 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hpo import faults
-from tests.integration.command import ROOT
+from tests.integration.command import ROOT, wait_until
 
 REACH = "from hpo import faults\nfor _ in range(3): faults.reached('told'); print('on', flush=True)"
 
@@ -63,6 +64,26 @@ def test_what_cannot_be_armed_is_said_with_what_can(text: str) -> None:
         faults.arm(text)
 
 
-def test_every_point_is_reached_somewhere_and_no_other() -> None:
+def test_every_point_is_placed_and_no_other() -> None:
     source = "".join(path.read_text() for path in (ROOT / "hpo").rglob("*.py"))
-    assert set(re.findall(r'faults\.reached\("([^"]+)"\)', source)) - {"told"} <= set(faults.POINTS)
+    placed = set(re.findall(r'faults\.reached\("([^"]+)"\)', source))
+    assert placed <= set(faults.POINTS)
+    assert set(faults.POINTS) - placed <= {"joined"}  # by the host
+
+
+@pytest.mark.parametrize("action", ["hang", "freeze"])
+def test_what_is_stalled_goes_no_further_and_can_be_killed(action: str) -> None:
+    stalled = subprocess.Popen(
+        [sys.executable, "-c", REACH],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HPO_FAULTS": f"told={action}@2"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert stalled.stdout is not None
+    assert stalled.stdout.readline() == "on\n"
+    process = psutil.Process(stalled.pid)
+    quiet = psutil.STATUS_STOPPED if action == "freeze" else psutil.STATUS_SLEEPING
+    wait_until(lambda: process.status() == quiet, f"it is {quiet}")
+    stalled.kill()
+    assert stalled.communicate(timeout=60)[0] == "", "it came no further"
+    assert stalled.returncode == -signal.SIGKILL

@@ -132,7 +132,8 @@ budget: {trials: 0}
         ("space:\n  y: [1, 2]\nconstraints: ['1 > 0']\n", "constraint"),
         ("space:\n  y: [1, 2]\nstorage: mysql://h/d\n", "not supported"),
         ("space:\n  y: [1, 2]\nstorage: 'sqlite:///:memory:'\n", "dies with the process"),
-        ("space:\n  y: [1, 2]\noutput_dir: s3://bucket\n", "is a URL"),
+        ("space:\n  y: [1, 2]\noutput_dir: s3://me:secret@bucket\n", "into the environment"),
+        ("space:\n  y: [1, 2]\noutput_dir: nope://bucket/a\n", "nothing here knows 'nope'"),
         (
             "space:\n  y: [1, 2]\npruner: {type: optuna.pruners.HyperbandPruner}\n",
             "writes into the study",

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 Entry = dict[str, object]
 
@@ -81,6 +82,8 @@ def _entries(option: str, value: object, folder: object) -> dict[str, Entry]:
     if option == "eval_dataset":
         advice = advice.replace("train", "validation", 1)
     try:
+        if info_file.exists() and not info_file.is_file():
+            raise ValueError(f"{info_file} is no file. {advice}")
         infos = json.loads(info_file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(
@@ -89,6 +92,8 @@ def _entries(option: str, value: object, folder: object) -> dict[str, Entry]:
         ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{info_file}:{error.lineno}: not JSON: {error.msg}. {advice}") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{info_file} cannot be read as JSON: {error}. {advice}") from None
     entries = {}
     for name in names:
         info = infos.get(name) if isinstance(infos, Mapping) else None
@@ -106,12 +111,14 @@ def _entry(place: str, info: Mapping[str, object], folder: Path, advice: str) ->
         raise ValueError(
             f"{place}: formatting {layout!r} is not known. Known: {', '.join(_COLUMNS)}. {advice}"
         )
-    columns, tags = _mapping(place, info, "columns"), _mapping(place, info, "tags")
     ranking = "ranking" if info.get("ranking") else None
-    if refused := ranking or next((name for name in _NOT_TEXT if columns.get(name)), None):
+    named = _mapping(place, info, "columns")
+    if refused := ranking or next((name for name in _NOT_TEXT if named.get(name)), None):
         raise ValueError(
             f"{place} has {refused}, which is not trained here: only text is. {advice}"
         )
+    given = {name: value for name, value in named.items() if value is not None}
+    columns, tags = _texts(place, {"columns": given}, "columns"), _texts(place, info, "tags")
     entry: Entry = {}
     if "hf_hub_url" in info:
         entry["path"] = info["hf_hub_url"]
@@ -186,11 +193,11 @@ def _from_axolotl(option: str, entry: Entry) -> list[Entry]:
         columns = {ours[name]: to for name, to in kind.items() if to != ours[name]}
         entry["data_format"] = "alpaca"
     elif kind is not None:
-        if kind not in _AXOLOTL_TYPES:
+        if not isinstance(kind, str) or kind not in _AXOLOTL_TYPES:
             raise ValueError(
                 f"{place}: the type {kind!r} is not supported. Known: {', '.join(_AXOLOTL_TYPES)}."
             )
-        known = _AXOLOTL_TYPES[str(kind)]
+        known = _AXOLOTL_TYPES[kind]
         entry["data_format"] = known["data_format"]
         columns = {**_mapping(place, known, "columns")}
     if kind == "chat_template":
@@ -235,10 +242,18 @@ def _with_files(place: str, entry: Entry, ds_type: object) -> list[Entry]:
     return [{**entry, "path": file} for file in listed]
 
 
-def _mapping(place: str, info: Mapping[str, object], name: str) -> dict[str, str]:
+def _mapping(place: str, info: Mapping[str, object], name: str) -> dict[str, Any]:
     value = info.get(name) or {}
     if not isinstance(value, Mapping):
         raise ValueError(f"{place}: {name} must be a mapping, got {value!r}.")
+    return dict(value)
+
+
+def _texts(place: str, info: Mapping[str, object], name: str) -> dict[str, str]:
+    value = _mapping(place, info, name)
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{place}: {name}.{key} must be a text, got {text!r}.")
     return dict(value)
 
 

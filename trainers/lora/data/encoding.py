@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from trainers.lora.data.chat_template import begin_text, choose_template
 from trainers.lora.data.samples import Completion, Conversation, Message, Sample
+from trainers.lora.data.template_check import check_template, within_time
 from trainers.lora.options import LoraOptions
 
 IGNORE_INDEX = -100
@@ -53,7 +53,7 @@ class Example:
 
 
 class Encoder:
-    """Turns samples into examples with one tokenizer. Stateless."""
+    """Turns samples into examples with one tokenizer. The same sample gives the same example."""
 
     def __init__(
         self,
@@ -89,6 +89,8 @@ class Encoder:
         self._mask_history = mask_history
         self._begin = begin_text(tokenizer)
         self._chat = choose_template(chat_template, tokenizer)
+        check_template(self._chat.jinja, f"{self._chat.whose} template")
+        self._is_tried = False
 
     @classmethod
     def of(cls, options: LoraOptions, tokenizer: Any) -> Encoder:
@@ -188,20 +190,40 @@ class Encoder:
         add_generation_prompt: bool = False,
     ) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
+
+        def render() -> str:
             rendered: str = self._tokenizer.apply_chat_template(
                 turns,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 chat_template=self._chat.jinja,
             )
-        except (TemplateError, TypeError) as error:
+            return rendered
+
+        try:
+            if not self._is_tried:
+                rendered = within_time(render, f"{self._chat.whose} template")
+                self._is_tried = True
+            rendered = render()
+        except Exception as error:  # a template may raise anything
             roles = ", ".join(message.role for message in messages)
             raise ValueError(
                 f"{sample.where}: {self._chat.whose} chat template refuses this conversation "
-                f"({roles}): {error}."
+                f"({roles}): {str(error) or type(error).__name__}."
             ) from None
+        if _has_halves(rendered):
+            raise ValueError(
+                f"{sample.where}: {self._chat.whose} chat template writes half a character."
+            )
         return self._chat.begin + rendered
+
+
+def _has_halves(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _label(input_ids: Tensor, offsets: Sequence[Span], answers: Sequence[Span]) -> Tensor:

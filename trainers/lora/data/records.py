@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def _read_csv(path: Path, bad_rows: BadRows) -> Iterator[Record]:
             columns = reader.fieldnames or ()
         except csv.Error as error:
             raise ValueError(f"{path}:1: not CSV: {error}.") from None
-        if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        if twice := sorted(name for name, count in Counter(columns).items() if count > 1):
             raise ValueError(f"{path}:1: the column {twice[0]!r} is there twice. Rename one.")
         while True:
             first, last = reader.reader.line_num + 1, reader.reader
@@ -157,8 +158,14 @@ def _read_parquet(path: Path, _bad_rows: BadRows) -> Iterator[Record]:
         # Of this file alone: a folder's name like a=b would become a column.
         table = pyarrow.parquet.ParquetFile(path).read()
         rows: list[dict[str, Any]] = table.to_pylist()
-    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a whole Parquet file: {error}.") from None
+    except OSError:  # of the disk, or of a torn file: told with the path
+        raise
+    except (pyarrow.ArrowException, ValueError, OverflowError, TypeError, LookupError) as error:
+        # Its values may be beyond what Python has: dates of the year 90000, zones that are unknown.
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: not a Parquet file that can be read: {type(error).__name__}: {reason}."
+        ) from None
     for number, row in enumerate(rows, start=1):
         yield Record(f"{path}, row {number}", row)
 

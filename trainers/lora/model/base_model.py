@@ -149,16 +149,38 @@ def _load(loader: Any, options: LoraOptions, **arguments: object) -> Any:
     folder, gguf_file = _locate(name)
     if gguf_file is not None:
         arguments["gguf_file"] = gguf_file
+    elif "device_map" in arguments and not options.trust_remote_code:
+        arguments["use_safetensors"] = True  # the older kind of weights is a pickle, which is code
     if options.model_revision is not None:
         arguments["revision"] = options.model_revision
     try:
         return loader(folder, trust_remote_code=options.trust_remote_code, **arguments)
-    except (OSError, ValueError, ImportError) as error:
+    except MemoryError:
+        raise
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a damaged folder makes its loaders raise anything
+        said = str(error).strip() or type(error).__name__
         raise ValueError(
-            f"model_name_or_path: {name!r} could not be loaded: {str(error).strip()}\n"
+            f"model_name_or_path: {name!r} could not be loaded: {said}\n"
             f"Check the name. A model on the hub needs the network or a filled cache, and a gated "
             f"one 'hf auth login'; a folder needs config.json, weights and tokenizer.json."
+            f"{_advice_of_trust(said, folder, options)}"
         ) from error
+
+
+def _advice_of_trust(said: str, folder: str, options: LoraOptions) -> str:
+    """Return what to set where a model was refused because loading it would run its code."""
+    if options.trust_remote_code:
+        return ""
+    if "trust_remote_code" in said:
+        return " It brings Python code: if you trust its author, set 'trust_remote_code: true'."
+    if any(Path(folder).glob("*.bin")) or "safetensors" in said:
+        return (
+            " Weights are read from safetensors alone, as .bin files are pickles that can run code: "
+            "convert them, or, if you trust their author, set 'trust_remote_code: true'."
+        )
+    return ""
 
 
 def _locate(name: str) -> tuple[str, str | None]:

@@ -1,0 +1,1 @@
+"""Studies as older versions stored them, and the script that made them."""
