@@ -349,6 +349,10 @@ class Study:
         self._end(number, "lost", f"it was lost {len(losses)} times: {said}")
         return False
 
+    def num_losses(self, number: int) -> int:
+        """Return how often a trial's process or node was lost so far."""
+        return len(self._mirror.trials[number].system_attrs.get(LOSSES, []))
+
     def repeated_error(self) -> str | None:
         """Return the error that the last ``max_identical_errors`` ended trials failed with, if any."""
         ended = [trial for trial in self._mirror.trials if trial.state.is_finished()]

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +41,12 @@ class FakeOptions(TrainerOptions):
     journal: str = ""
     diverge_above: float = 100.0
     fail_above: float = 100.0
+    raise_above: float = Field(100.0, description="x above which advance() itself raises.")
+    kill_above: float = Field(100.0, description="x above which its host is killed, every time.")
+    misbehave_at: int = Field(3, description="The step at which it raises, kills or hangs.")
+    hang_above: float = Field(100.0, description="x above which advance() never comes back.")
+    freeze_above: float = Field(100.0, description="x above which the whole process is stopped.")
+    only_once: str = Field("", description="A file: there since one has hung, frozen or killed.")
     kill_once: str = Field("", description="A file: there since a process with several was killed.")
     overfit: float = 0.0
     full_at: int = 0
@@ -110,6 +118,11 @@ class FakeTrainer:
     Options = FakeOptions
 
     def __init__(self, fixed: Mapping[str, object], device: str) -> None:
+        if fixed.get("base") == "deadly":
+            print("terminate called after throwing 'no such device'", file=sys.stderr, flush=True)
+            os.abort()
+        if fixed.get("base") == "slow":
+            time.sleep(120)
         if fixed.get("base") == "missing":
             raise ValueError("the model 'missing' cannot be loaded: no such folder. Give another.")
         self.device = device
@@ -185,6 +198,7 @@ class FakeTrainer:
                 os.kill(os.getpid(), signal.SIGKILL)
             if trial.step >= 4:
                 return None  # waits for another to be killed with
+        self._misbehave(trial)
         trial.step += 1
         trial.weight += (options.x - trial.weight) / 2
         self._note(trial, number, "step")
@@ -217,6 +231,28 @@ class FakeTrainer:
             notes=notes,
             end="finished" if done else None,
         )
+
+    def _misbehave(self, trial: _Trial) -> None:
+        options = trial.options
+        once = Path(options.only_once) if options.only_once else None
+        if trial.step + 1 < options.misbehave_at or (once is not None and once.exists()):
+            return
+        limits = (
+            options.raise_above,
+            options.kill_above,
+            options.hang_above,
+            options.freeze_above,
+        )
+        if once is not None and options.x > min(limits):
+            once.touch()
+        if options.x > options.raise_above:
+            raise RuntimeError("the trainer's own mistake")
+        if options.x > options.kill_above:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if options.x > options.hang_above:
+            threading.Event().wait()
+        if options.x > options.freeze_above:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def step(self, trial: int) -> int:
         return self._trials[trial].step

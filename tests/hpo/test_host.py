@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hpo.checkpoints import CheckpointStore
 from hpo.cluster.host import ModelHost
 from hpo.cluster.messages import HostSetup, Word
+from hpo.cluster.seats import Note, read_note
 from tests.fake_trainer import FakeTrainer
 from tests.integration.command import journal
 
@@ -20,21 +22,42 @@ MakeHost = Callable[..., "Driven"]
 class Driven:
     """A host, and what is heard of its trials."""
 
-    def __init__(self, folder: Path, **fixed: object) -> None:
+    def __init__(self, folder: Path, stall_timeout: float = 1800.0, **fixed: object) -> None:
         self.folder = folder
         self.fixed: Options = {"journal": str(folder / "journal.jsonl"), **fixed}
         setup = HostSetup(
-            "tests.fake_trainer:FakeTrainer", self.fixed, str(folder / "store"), patience_s=3600
+            "tests.fake_trainer:FakeTrainer",
+            self.fixed,
+            str(folder / "store"),
+            patience_s=3600,
+            stall_timeout=stall_timeout,
         )
-        self.host = ModelHost(setup, "cpu")
+        self.left = threading.Event()
+        self.host = ModelHost(setup, "cpu", self._leave)
+        self.num_joins = 0
         self.store = CheckpointStore(folder / "store")
 
-    def join(self, number: int, **options: object) -> int:
-        return self.host.join(number, {**self.fixed, **options})
+    def _leave(self) -> None:
+        """Stand for the end of the process: its threads do nothing more."""
+        self.left.set()
+        threading.Event().wait()
+
+    def join(self, number: int, *, alone: bool = False, **options: object) -> int:
+        """Let a trial join; return its stay."""
+        self.num_joins += 1
+        config = {**self.fixed, **options}
+        self.host.join(number, config, self.num_joins, alone, self.note_path(number))
+        return self.num_joins
+
+    def note_path(self, number: int) -> Path:
+        return self.folder / "notes" / str(number)
+
+    def note(self, number: int) -> Note | None:
+        return read_note(self.note_path(number))
 
     def next(self, number: int) -> Word:
         word = self.host.next_word(number, timeout_s=20)
-        assert word is not None, f"nothing is heard of trial {number}"
+        assert word.is_news, f"nothing is heard of trial {number}"
         return word
 
     def last(self, number: int) -> tuple[list[int], Word]:
@@ -111,7 +134,7 @@ def test_one_that_leaves_makes_room(make_host: MakeHost) -> None:
     host = make_host(memory=1.0, max_steps=10**6, eval_steps=10**6)
     host.join(0)
     host.join(1, eval_steps=1)
-    assert host.host.next_word(1, timeout_s=0.2) is None, "it waits"
+    assert host.host.next_word(1, timeout_s=0.2).waiting, "it waits"
     host.host.leave(0)
     assert host.next(1).report.step == 1
 
@@ -169,7 +192,7 @@ def test_one_that_made_room_is_not_added_again_before_somebody_has_left(
     host.join(1)
     for _ in range(20):  # as its driver would: adopted at once, here again
         word = host.host.next_word(1, timeout_s=0.05)
-        if word is not None:
+        if word.is_news:
             assert word.paused
             host.join(1)
     added = [line for line in journal(host.folder) if line["what"] == "add"]
@@ -218,7 +241,7 @@ def test_paused_also_those_that_wait_are_handed_back(make_host: MakeHost) -> Non
     host = make_host(memory=1.0, max_steps=10**6, eval_steps=10**6)
     host.join(0)
     host.join(1)
-    assert host.host.next_word(1, timeout_s=0.2) is None
+    assert host.host.next_word(1, timeout_s=0.2) == Word(waiting=True)
     for _ in range(2):  # the driver asks again and again
         host.host.pause()
     assert host.next(0).paused
@@ -237,5 +260,4 @@ def test_a_late_leave_of_an_old_proxy_does_not_end_a_trial_that_came_again(
     host.host.leave(0, old)
     assert host.last(0)[0] == [1, 2, 3]
     host.host.leave(0, new)
-    with pytest.raises(KeyError):
-        host.host.next_word(0, timeout_s=0)
+    assert host.host.next_word(0, timeout_s=0).gone

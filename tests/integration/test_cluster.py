@@ -10,9 +10,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from hpo.cluster.driver import NAMESPACE, Driver
+from hpo.cluster.driver import Driver
 from hpo.cluster.messages import HostSetup
 from hpo.cluster.proxy import WORD, TrialProxy
+from hpo.cluster.session import NAMESPACE
 from hpo.errors import TrainerError
 from hpo.study import Claim, Study
 from tests.integration.command import ROOT, hpo, journal, write_study
@@ -40,11 +41,15 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+NEW = {"stay": 1, "alone": False}
+
+
 class Silent:
     """Watches nothing."""
 
     def began(self, claim: Claim) -> None: ...
     def reported(self, number: int, report: Report, over: bool) -> None: ...
+    def lost(self, number: int, cause: str, output: str, over: bool) -> None: ...
     def noted(self, message: str) -> None: ...
     def tick(self) -> None: ...
 
@@ -170,7 +175,7 @@ def test_a_host_outlives_the_proxy_that_made_it(tmp_path: Path, cluster: Cluster
 
     def config(number: int) -> dict[str, object]:
         options = {"max_steps": 50, "step_s": 0.05, "journal": str(tmp_path / "journal.jsonl")}
-        return {"number": number, "config": options, "setup": setup, "run_id": "outlives"}
+        return {"number": number, "config": options, "setup": setup, "run_id": "outlives", **NEW}
 
     actor = ray.remote(num_gpus=0.25, num_cpus=0)(TrialProxy)
     first, second = actor.remote(config(1)), actor.remote(config(2))
@@ -186,7 +191,7 @@ def test_a_host_outlives_the_proxy_that_made_it(tmp_path: Path, cluster: Cluster
 def test_a_host_that_nobody_calls_leaves(tmp_path: Path, cluster: Cluster) -> None:
     setup = HostSetup("tests.fake_trainer:FakeTrainer", {}, str(tmp_path), patience_s=2)
     proxy = ray.remote(num_gpus=0.25, num_cpus=0)(TrialProxy).remote(
-        {"number": 7, "config": {"max_steps": 3}, "setup": setup, "run_id": "leaves"}
+        {"number": 7, "config": {"max_steps": 3}, "setup": setup, "run_id": "leaves", **NEW}
     )
     ray.get(proxy.train.remote())
     ray.kill(proxy)
