@@ -41,12 +41,13 @@ class FakeOptions(TrainerOptions):
     journal: str = ""
     diverge_above: float = 100.0
     fail_above: float = 100.0
-    raise_above: float = Field(100.0, description="x above which advance() itself raises.")
-    kill_above: float = Field(100.0, description="x above which its host is killed, every time.")
-    misbehave_at: int = Field(3, description="The step at which it raises, kills or hangs.")
-    hang_above: float = Field(100.0, description="x above which advance() never comes back.")
-    freeze_above: float = Field(100.0, description="x above which the whole process is stopped.")
-    only_once: str = Field("", description="A file: there since one has hung, frozen or killed.")
+    acts: Literal["", "raise", "kill", "hang", "freeze"] = Field(
+        "", description="What its host suffers by it, at its step `acts_at`."
+    )
+    acts_at: int = 3
+    acts_once: str = Field(
+        "", description="A file: there since it has acted; then it does no more."
+    )
     kill_once: str = Field("", description="A file: there since a process with several was killed.")
     overfit: float = 0.0
     full_at: int = 0
@@ -198,7 +199,7 @@ class FakeTrainer:
                 os.kill(os.getpid(), signal.SIGKILL)
             if trial.step >= 4:
                 return None  # waits for another to be killed with
-        self._misbehave(trial)
+        self._act(options, trial.step + 1)
         trial.step += 1
         trial.weight += (options.x - trial.weight) / 2
         self._note(trial, number, "step")
@@ -232,27 +233,18 @@ class FakeTrainer:
             end="finished" if done else None,
         )
 
-    def _misbehave(self, trial: _Trial) -> None:
-        options = trial.options
-        once = Path(options.only_once) if options.only_once else None
-        if trial.step + 1 < options.misbehave_at or (once is not None and once.exists()):
+    def _act(self, options: FakeOptions, step: int) -> None:
+        if not options.acts or step < options.acts_at:
             return
-        limits = (
-            options.raise_above,
-            options.kill_above,
-            options.hang_above,
-            options.freeze_above,
-        )
-        if once is not None and options.x > min(limits):
-            once.touch()
-        if options.x > options.raise_above:
+        if options.acts_once:
+            if Path(options.acts_once).exists():
+                return
+            Path(options.acts_once).touch()
+        if options.acts == "raise":
             raise RuntimeError("the trainer's own mistake")
-        if options.x > options.kill_above:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if options.x > options.hang_above:
+        if options.acts == "hang":
             threading.Event().wait()
-        if options.x > options.freeze_above:
-            os.kill(os.getpid(), signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGKILL if options.acts == "kill" else signal.SIGSTOP)
 
     def step(self, trial: int) -> int:
         return self._trials[trial].step

@@ -28,6 +28,8 @@ CONNECT_TIMEOUT_S = 5
 END_S = 5.0
 """Processes that are told to end get so long; then they are killed."""
 
+_OF_DEAD_PROCESSES = ("['A worker died or was killed", "['The node with node id")
+
 OWNER = "hpo-owner.json"  # in Ray's session folder: which process may not be dead for it to stay
 
 _ENVIRONMENT = {
@@ -74,6 +76,7 @@ def ray_session(
     scratch: Path | None = None
     keep = False
     try:
+        _hush(ray._private.worker)
         if started:
             say(f"joining the Ray cluster {address}" if address else "starting Ray on this machine")
             folder = _start(address)
@@ -149,6 +152,20 @@ def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
+
+
+def _hush(worker: Any) -> None:
+    """Keep to itself what Ray says of each dead process: the run says what that means for a trial."""
+    spoken = worker.print_to_stdstream
+    if getattr(spoken, "is_hushed", False):
+        return
+
+    def hushed(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        if not str(data.get("lines")).startswith(_OF_DEAD_PROCESSES):
+            spoken(data, *args, **options)
+
+    hushed.is_hushed = True  # type: ignore[attr-defined]
+    worker.print_to_stdstream = hushed
 
 
 def _scratch(folder: Path | None) -> Path:
