@@ -106,6 +106,7 @@ class Driver:
         self._waiting: set[int] = set()
         self._killed: dict[str, str] = {}
         self._silence = Silence(study.spec.stall_timeout)
+        self._loaded: set[str] = set()
         self._never_loaded: set[str] = set()
         self._lost_in_a_row = 0
         gpu = study.spec.resources.gpu
@@ -280,7 +281,9 @@ class Driver:
 
     def on_loss(self, number: int, loss: Loss, goes_on: bool) -> None:
         """Tell of a loss; stop a study whose model never loads, or whose trials are all lost."""
-        if not loss.has_loaded:
+        if loss.has_loaded:
+            self._loaded.add(loss.host)
+        elif loss.host not in self._loaded:
             self._never_loaded.add(loss.host)
             if len(self._never_loaded) > max(1, self._study.spec.max_failures):
                 name = self._study.spec.study

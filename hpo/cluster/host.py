@@ -20,7 +20,7 @@ from pathlib import Path
 from hpo import faults
 from hpo.checkpoints import CheckpointStore
 from hpo.cluster.messages import HostSetup, Word
-from hpo.cluster.pulse import Pulse
+from hpo.cluster.pulse import Pulse, where_is
 from hpo.cluster.seats import Seat
 from hpo.errors import HpoError
 from hpo.lookup import find_trainer
@@ -336,6 +336,5 @@ class ModelHost:
             else:
                 seat.note("over")
         if stalled:
-            print(f"{stalled}. Where each thread is:", file=sys.stderr, flush=True)
-            self._pulse.dump_threads()
+            print(f"{stalled}. It is at:\n{where_is('train')}", file=sys.stderr)
         self._leave_process()

@@ -16,6 +16,12 @@ _TELLING = re.compile(
 _NOISE = re.compile(r"^:(actor_name|job_id|task_name):.*\n?", re.M)
 
 
+def pid_in(error: str) -> int | None:
+    """Return which process Ray means by an error, if it says."""
+    found = re.search(r"^\s*pid: (\d+)$", error, re.M)
+    return None if found is None else int(found[1])
+
+
 def output_of(logs: Path, pid: int | None) -> str:
     """Return the end of what a worker of Ray wrote to stdout and stderr."""
     if pid is None:

@@ -53,6 +53,7 @@ class TrialProxy(tune.Trainable):
     """
 
     _host: Any = None
+    _lost_pid: int | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial; the first step joins the host of this device."""
@@ -104,15 +105,16 @@ class TrialProxy(tune.Trainable):
                 self._ask()
             if ray.wait([self._asked], timeout=self._setup.alive_s)[0]:
                 return self._heard(ray.get(self._asked))
-        except RayActorError:
-            return self._lost(last_words.DIED)
+        except RayActorError as error:
+            return self._lost(last_words.DIED, last_words.pid_in(str(error)))
         limit = self._setup.stall_timeout
         if self._pid is None:
             limit = max(limit, START_S)
         if time.monotonic() - self._asked_at <= limit:
             return self._last
         self._kill_host()
-        return self._lost(f"stalled: its host process did not answer for {limit:g} s")
+        cause = f"stalled: its host process did not answer for {limit:g} s"
+        return self._lost(cause, self._pid)
 
     def _ask(self) -> None:
         """Ask the host for the trial's next word; first, to let it join."""
@@ -136,12 +138,14 @@ class TrialProxy(tune.Trainable):
             self._last = word
         return word
 
-    def _lost(self, cause: str) -> Word:
+    def _lost(self, cause: str, pid: int | None) -> Word:
         """Return what became of the trial when its host ended, as far as anyone can tell."""
-        pid, self._host, self._asked, self._pid = self._pid, None, None, None
+        self._host = self._asked = self._pid = None
         time.sleep(REPLACE_HOST_S)  # its name is free when Ray has noticed, too
         note = read_note(self._note)
-        if pid is None and note is None and self._false_starts < MAX_FALSE_STARTS:
+        is_old = pid in (None, self._lost_pid)
+        self._lost_pid = pid
+        if note is None and is_old and self._false_starts < MAX_FALSE_STARTS:
             self._false_starts += 1
             return self._last
         output = last_words.output_of(self._logs, pid)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import io
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 
@@ -48,8 +48,13 @@ class Pulse:
             time.sleep(turn_s)
         return ""
 
-    @staticmethod
-    def dump_threads() -> None:
-        """Write to stderr where each thread of this process is."""
-        with contextlib.suppress(io.UnsupportedOperation):  # a stderr without a descriptor
-            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+
+def where_is(name: str) -> str:
+    """Return the stack of a thread of this process, by its name."""
+    frames = sys._current_frames()
+    stacks = (
+        traceback.format_stack(frames[thread.ident])
+        for thread in threading.enumerate()
+        if thread.name == name and thread.ident in frames
+    )
+    return "".join(line for stack in stacks for line in stack)

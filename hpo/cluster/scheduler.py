@@ -12,7 +12,7 @@ from hpo.errors import LeaseLostError
 from hpo.study import Study
 from trainers.protocol import Report
 
-PROXY_DIED = "its proxy process died"
+PROXY_DIED = "its proxy process or its node died"
 
 
 class Listener(Protocol):
