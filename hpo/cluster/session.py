@@ -6,7 +6,6 @@ What a run that was killed has left of its own on this machine goes when the nex
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -79,7 +78,7 @@ def ray_session(
         _hush(ray._private.worker)
         if started:
             say(f"joining the Ray cluster {address}" if address else "starting Ray on this machine")
-            folder = _start(address)
+            folder = _start(address, signals)
         scratch = _scratch(folder)
         yield scratch
     except Exception:
@@ -112,17 +111,26 @@ def host_handles(run_id: str) -> list[Any]:
     return handles
 
 
-def _start(address: str | None) -> Path | None:
+def _start(address: str | None, signals: Signals) -> Path | None:
     """Connect; return the session's folder if it is our own."""
     import ray
 
     _check_reachable(address)
     # Ray has no option for either: its processes would get the signals that a terminal or a batch system
     # sends to a whole group, and end before the trials are saved; and it takes SIGTERM for itself.
-    group = functools.partial(ray._private.services.ConsolePopen, process_group=0)
+    popen = ray._private.services.ConsolePopen
+
+    def in_own_group(*args: Any, preexec_fn: Callable[[], None], **options: Any) -> Any:
+        def begin() -> None:
+            signals.unblocked()
+            preexec_fn()
+
+        return popen(*args, preexec_fn=begin, process_group=0, **options)
+
     with (
-        _replaced(ray._private.services, "ConsolePopen", group),
+        _replaced(ray._private.services, "ConsolePopen", in_own_group),
         _replaced(ray._private.utils, "set_sigterm_handler", lambda handler: None),
+        signals.kept(),
     ):
         try:
             context = ray.init(

@@ -45,6 +45,20 @@ class Signals:
             signal.signal(number, handler)
 
     @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep SIGTERM for us although the body takes it for itself; one that comes now comes later.
+
+        Threads that the body starts never get it. Processes should be started with `unblocked`.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            yield
+        finally:
+            if signal.SIGTERM in self._before:
+                signal.signal(signal.SIGTERM, self._catch)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    @contextlib.contextmanager
     def held_off(self) -> Iterator[None]:
         """Let the body come to its end, however often somebody asks: it is what leaving takes."""
         before, self._interrupts = self._interrupts, False
@@ -52,6 +66,11 @@ class Signals:
             yield
         finally:
             self._interrupts = before
+
+    @staticmethod
+    def unblocked() -> None:
+        """Let a process that begins have SIGTERM, whatever its parent keeps."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def _catch(self, number: int, _frame: object) -> None:
         self.count += 1
