@@ -25,7 +25,10 @@ from hpo.errors import StudyError
 NAMESPACE = "hpo"
 CONNECT_TIMEOUT_S = 5
 END_S = 5.0
-"""Processes that are told to end get so long; then they are killed."""
+"""So long a busy machine may take to end what is killed."""
+
+LAST_S = 1.0
+"""So long a process may take to end by itself when its cluster has gone."""
 
 _OF_DEAD_PROCESSES = ("['A worker died or was killed", "['The node with node id")
 
@@ -86,11 +89,12 @@ def ray_session(
         raise
     finally:
         with signals.held_off():
-            _end_hosts(run_id)
+            # Of a cluster of our own every process is ended below, also one that cannot be told.
+            processes = _descendants(before) if started and address is None else []
+            _end_hosts(run_id, 0.0 if processes else END_S)
             if started:
-                processes = _descendants(before)
                 ray.shutdown()
-                _end_processes(processes)
+            _end_processes(processes)
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
             if started and address is None and not keep:
@@ -184,15 +188,15 @@ def _scratch(folder: Path | None) -> Path:
     return scratch
 
 
-def _end_hosts(run_id: str) -> None:
+def _end_hosts(run_id: str, wait_s: float) -> None:
     """Kill this run's hosts: they belong to no driver, and would wait for one."""
     import ray
 
     with contextlib.suppress(Exception):  # a cluster that is gone has no hosts
         for host in host_handles(run_id):
             ray.kill(host)
-        deadline = time.monotonic() + END_S
-        while host_handles(run_id) and time.monotonic() < deadline:
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline and host_handles(run_id):
             time.sleep(0.05)
 
 
@@ -207,7 +211,7 @@ def _descendants(before: set[psutil.Process]) -> list[psutil.Process]:
 
 def _end_processes(processes: list[psutil.Process]) -> None:
     """Wait until processes are gone. A host that is just killed can outlive its cluster by a minute."""
-    _, alive = psutil.wait_procs(processes, timeout=END_S)
+    _, alive = psutil.wait_procs(processes, timeout=LAST_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
