@@ -14,48 +14,21 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from hpo.cluster.messages import HostSetup, Loss, Word
+from hpo.cluster.messages import HostSetup
 from hpo.cluster.session import host_handles, ray_session
 from hpo.cluster.signals import Signals
-from hpo.cluster.silence import Silence
 from hpo.cluster.slots import Node, nodes_of, num_slots, request
+from hpo.cluster.stays import Progress, Stays
 from hpo.errors import LeaseLostError, StudyError, TrainerError
 from hpo.spec import AUTO
 from hpo.study import Claim, Study
-from trainers.protocol import Report
 
 STOP_POLL_S = 2.0
 PAUSE_AGAIN_S = 1.0
 STOP_WAIT_S = 20.0
 """Hosts have so long to save their trials. Whoever ends machines gives 30 s, and Ray needs some."""
-
-
-class Progress(Protocol):
-    """Who watches a run: told of what happens, on the driver's own thread."""
-
-    def began(self, claim: Claim) -> None:
-        """A trial was proposed or adopted."""
-
-    def reported(self, number: int, report: Report, over: bool) -> None:
-        """A report is stored; ``over`` if it was the trial's last."""
-
-    def lost(self, number: int, cause: str, output: str, over: bool) -> None:
-        """A trial's process or node was lost; ``over`` if that was once too often.
-
-        Args:
-            number: Of the trial.
-            cause: In a few words.
-            output: The end of what its host's process wrote.
-            over: It is told as failed.
-        """
-
-    def noted(self, message: str) -> None:
-        """Something to say in one line."""
-
-    def tick(self) -> None:
-        """Called several times a second."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +74,7 @@ class Driver:
         self._poll_at = 0.0
         self._slots_at = 0.0
         self._slots = 0
-        self._stay = 0
-        self._stays: dict[int, int] = {}
-        self._waiting: set[int] = set()
-        self._killed: dict[str, str] = {}
-        self._silence = Silence(study.spec.stall_timeout)
-        self._loaded: set[str] = set()
-        self._never_loaded: set[str] = set()
-        self._lost_in_a_row = 0
+        self._stays = Stays(study, progress, self._run_id, self._fail)
         gpu = study.spec.resources.gpu
         self._gpu = 1.0 if isinstance(gpu, str) else gpu
         hours = study.spec.budget.hours
@@ -193,7 +159,7 @@ class Driver:
         spec = self._study.spec
         nodes = self._nodes()
         searcher = StudySearcher(self._study, self._num_slots, self._tune_config, self._is_ending)
-        scheduler = StudyScheduler(self._study, self)
+        scheduler = StudyScheduler(self._study, self._stays)
         try:
             tune.Tuner(
                 tune.with_resources(TrialProxy, request(nodes, self._gpu)),
@@ -223,103 +189,19 @@ class Driver:
 
     def _tune_config(self, claim: Claim) -> dict[str, Any]:
         self._progress.began(claim)
-        self._stay += 1
-        self._stays[claim.number] = self._stay
-        self._waiting.discard(claim.number)
-        most = self._study.spec.max_failures
         return {
             "number": claim.number,
             "config": claim.config,
             "setup": self._setup(),
             "run_id": self._run_id,
-            "stay": self._stay,
-            # Its next loss would be its last: no neighbour shall be the cause, nor be lost with it.
-            "alone": 0 < most <= self._study.num_losses(claim.number),
+            **self._stays.begin(claim.number),
         }
 
-    # What the scheduler hears
-
-    def stay_of(self, number: int) -> int | None:
-        """Return the stay that a trial has here now; None if it has none."""
-        return self._stays.get(number)
-
-    def on_word(self, trial: Any, word: Word) -> None:
-        """Note that a trial's proxy is alive."""
-        self._silence.heard(trial)
-        number = int(trial.config["number"])
-        if word.waiting:
-            self._waiting.add(number)
-        else:
-            self._waiting.discard(number)
-
-    def is_waiting(self, number: int) -> bool:
-        """Return whether a trial was not trained yet when last heard of."""
-        return number in self._waiting
-
-    def on_report(self, number: int, report: Report, over: bool) -> None:
-        """Tell of a report; stop a study whose trials all fail alike."""
-        self._never_loaded.clear()
-        self._progress.reported(number, report, over)
-        if over:
-            self._lost_in_a_row = 0
-            error = self._study.repeated_error()
-            if error is not None:
-                self._fail_all_alike(number, f"failed with the same error:\n{error.strip()}")
-
-    def on_stop(self, number: int, stay: int) -> None:
-        """Let the hosts drop a trial that is over: its proxy may idle until the next trial comes."""
-        for host in host_handles(self._run_id):
-            host.leave.remote(number, stay)
-
-    def on_fatal(self, reason: str) -> None:
-        """End the run: no trial can be trained."""
-        self._fail(TrainerError(reason))
-
-    def on_note(self, message: str) -> None:
-        """Tell something."""
-        self._progress.noted(message)
-
-    def on_loss(self, number: int, loss: Loss, goes_on: bool) -> None:
-        """Tell of a loss; stop a study whose model never loads, or whose trials are all lost."""
-        if loss.has_loaded:
-            self._loaded.add(loss.host)
-        elif loss.host not in self._loaded:
-            self._never_loaded.add(loss.host)
-            if len(self._never_loaded) > max(1, self._study.spec.max_failures):
-                name = self._study.spec.study
-                self.on_fatal(
-                    f"no trial can be trained: {len(self._never_loaded)} host processes in a row ended "
-                    f"while they loaded the model. The last one: {loss.cause}.\n{loss.output}".strip()
-                    + f"\nMend that, then type: hpo resume {name}"
-                )
-        if not loss.is_counted:
-            return
-        self._progress.lost(number, loss.cause, loss.output, not goes_on)
-        if not goes_on:
-            self._lost_in_a_row += 1
-            if self._lost_in_a_row >= self._study.spec.max_identical_errors:
-                self._fail_all_alike(number, f"were lost with their processes: {loss.cause}")
-
-    def why_killed(self, trial: Any) -> str | None:
-        """Return why this driver has killed a Tune trial's proxy, if it has."""
-        return self._killed.pop(trial.trial_id, None)
-
-    def _fail_all_alike(self, number: int, how: str) -> None:
-        spec = self._study.spec
-        error = TrainerError(
-            f"stopped, because the last {spec.max_identical_errors} trials {how}\n"
-            f"What they wrote: hpo logs {spec.study} {number}. Mend it, then type: hpo resume "
-            f"{spec.study} (the trials that had not ended go on; 'max_identical_errors: "
-            f"{spec.max_identical_errors}' says after how many to stop)."
-        )
-        error.exit_code = 1  # the study had begun; what it has stands
-        self._fail(error)
+    # Ending
 
     def _fail(self, error: TrainerError) -> None:
         self._failure = self._failure or error
         self._ending = self._ending or "no trial can be trained"
-
-    # Ending
 
     def _is_ending(self) -> bool:
         self._beat()
@@ -328,7 +210,7 @@ class Driver:
     def _beat(self) -> None:
         """Called by Tune's loop and by the searcher, several times a second."""
         for number in self._study.tick():  # another driver has them
-            self.on_stop(number, self._stays.get(number, 0))
+            self._stays.end(number)
         self._progress.tick()
         now = time.monotonic()
         if self._signals.first is not None:
@@ -355,24 +237,13 @@ class Driver:
     def _on_turn(self, trials: Sequence[Any]) -> None:
         """Act at a turn of Tune's loop."""
         self._beat()
-        for trial in self._silence.too_long(trials):
-            self._kill_proxy(trial)
+        self._stays.kill_silent(trials)
         if self._ending is None:
             return
         is_saved = all(trial.status != "RUNNING" for trial in trials)
         if is_saved or time.monotonic() >= self._leave_by:
             self._leaving = True  # trials that wait for a place would wait for ever
             raise _LeavingError
-
-    def _kill_proxy(self, trial: Any) -> None:
-        import ray
-
-        if trial.trial_id not in self._killed:
-            limit = self._silence.limit_s
-            self._killed[trial.trial_id] = (
-                f"stalled: its proxy process did not answer for {limit:g} s"
-            )
-            ray.kill(trial.temporary_state.ray_actor)
 
     def _hand_back(self) -> None:
         """Set what is unfinished free, before the cluster's end takes its time."""
