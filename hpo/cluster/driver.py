@@ -28,7 +28,10 @@ from hpo.study import Claim, Study
 STOP_POLL_S = 2.0
 PAUSE_AGAIN_S = 1.0
 STOP_WAIT_S = 20.0
-"""Hosts have so long to save their trials. Whoever ends machines gives 30 s, and Ray needs some."""
+"""So long after a signal hosts may save their trials: machines end after 30 s, and Ray needs some."""
+
+UNHURRIED_WAIT_S = 300.0
+"""So long when nobody but us ends the run: `hpo stop`, the time budget, a study that failed."""
 
 
 @dataclass(frozen=True)
@@ -226,10 +229,11 @@ class Driver:
 
     def _ask_to_save(self, now: float) -> None:
         if self._pause_at == 0.0:
-            since = self._signals.since if self._signals.first else now
-            self._leave_by = since + STOP_WAIT_S
+            self._leave_by = now + UNHURRIED_WAIT_S
             if self._study.claimed:
                 self._progress.noted(f"stopping ({self._ending}): saving every running trial")
+        if self._signals.first is not None:
+            self._leave_by = min(self._leave_by, self._signals.since + STOP_WAIT_S)
         self._pause_at = now + PAUSE_AGAIN_S  # a host may only just be made
         for host in host_handles(self._run_id):
             host.pause.remote()
@@ -250,8 +254,9 @@ class Driver:
         left = sorted(self._study.claimed)
         if left and time.monotonic() >= self._leave_by > 0:
             listed = ", ".join(map(str, left))
+            wait_s = STOP_WAIT_S if self._signals.first else UNHURRIED_WAIT_S
             self._progress.noted(
-                f"trials {listed} had not saved within {STOP_WAIT_S:g} s (a step takes longer, or the "
+                f"trials {listed} had not saved within {wait_s:g} s (a step takes longer, or the "
                 f"model is loading); they go on from their newest checkpoints"
             )
         for number in left:
