@@ -129,6 +129,7 @@ def test_who_kills_hangs_or_freezes_its_host_fails_by_itself_and_no_neighbour_do
     assert any(not over for _, _, over in heard.losses), "it was tried again"
 
 
+@pytest.mark.soak
 def test_a_proxy_that_is_killed_or_frozen_is_replaced_and_its_trial_goes_on(
     tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +154,7 @@ def test_a_proxy_that_is_killed_or_frozen_is_replaced_and_its_trial_goes_on(
     assert sorted(number for number, _, _ in heard.losses) == [0, 1], "each of the two once"
 
 
+@pytest.mark.soak
 def test_a_node_that_is_lost_gives_its_trials_to_the_others(
     tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -197,6 +199,7 @@ def test_a_study_whose_trials_all_fail_alike_stops_and_keeps_the_rest(
     assert {trial.state for trial in trials[3:]} <= {"WAITING"}
 
 
+@pytest.mark.soak
 def test_a_model_whose_loading_kills_the_process_ends_the_run_with_what_it_wrote(
     tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -207,6 +210,7 @@ def test_a_model_whose_loading_kills_the_process_ends_the_run_with_what_it_wrote
     assert {trial.state for trial in record.trials()} == {"WAITING"}, "no trial is to blame"
 
 
+@pytest.mark.soak
 def test_what_a_dead_process_wrote_stands_in_the_trials_log(
     tmp_path: Path, cluster: Cluster
 ) -> None:
