@@ -20,7 +20,7 @@ from hpo.cluster.session import NAMESPACE
 from hpo.errors import TrainerError
 from hpo.studies import StudyRecord
 from hpo.study import Study
-from tests.integration.command import ROOT, journal, wait_until
+from tests.integration.command import ROOT, journal, trained, wait_until
 from tests.integration.test_cluster import Listening
 from tests.one_worker import make_spec, sqlite, start
 
@@ -137,7 +137,8 @@ def test_a_proxy_that_is_killed_or_frozen_is_replaced_and_its_trial_goes_on(
     record = begin(tmp_path, fixed={"max_steps": 60}, pruner={"type": "none"})
 
     def strike() -> None:
-        wait_until(lambda: len(journal(tmp_path)) > 12, "both are trained")
+        wait_until(lambda: all(len(trained(tmp_path, 0).get(n, [])) > 3 for n in (0, 1)), "both")
+        wait_until(lambda: len(proxies()) == 2, "Ray has named their processes")
         first, second = proxies()
         os.kill(first.pid, signal.SIGKILL)
         os.kill(second.pid, signal.SIGSTOP)
