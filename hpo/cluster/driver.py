@@ -247,6 +247,8 @@ class Driver:
         is_saved = all(trial.status != "RUNNING" for trial in trials)
         if is_saved or time.monotonic() >= self._leave_by:
             self._leaving = True  # trials that wait for a place would wait for ever
+            self._hand_back()
+            self._stays.kill(trials)  # Tune would wait ten seconds for those that are not saved
             raise _LeavingError
 
     def _hand_back(self) -> None:

@@ -95,6 +95,14 @@ class Stays:
                 )
                 ray.kill(trial.temporary_state.ray_actor)
 
+    def kill(self, trials: Sequence[Any]) -> None:
+        """Kill the proxies of all Tune trials that have one."""
+        import ray
+
+        for trial in trials:
+            if trial.temporary_state.ray_actor is not None:
+                ray.kill(trial.temporary_state.ray_actor)
+
     # What the scheduler hears
 
     def stay_of(self, number: int) -> int | None:
