@@ -84,6 +84,20 @@ class RunProgress:
             text += f" ({trial.message.strip().splitlines()[-1]})"
         self._line(text)
 
+    def lost(self, number: int, cause: str, output: str, over: bool) -> None:
+        """Tell of a trial whose process or node was lost, and keep what it wrote in the trial's log."""
+        trial = self._study.trial(number)
+        folder = self._study.store.trial_folder(number)
+        trial_log.append_loss(folder, trial.step, cause, output)
+        self._study.store.push(number)
+        most, count = self._study.spec.max_failures, self._study.num_losses(number)
+        if over:
+            self._tell(trial)
+            after = f"lost {count} times, 'max_failures: {most}' allows {most} -> failed"
+        else:
+            after = f"goes on from its newest checkpoint (loss {count} of {most})"
+        self._line(f"trial {number} lost: {cause}; {after}")
+
     def noted(self, message: str) -> None:
         """Tell something."""
         if self._live is not None:

@@ -294,7 +294,7 @@ class Study:
         Raises:
             LeaseLostError: Another driver has it.
         """
-        losses = [*self.losses(number), cause]
+        losses = [*self._mirror.trials[number].system_attrs.get(LOSSES, []), cause]
         self._rows.note_losses(self._ids[number], self._epoch(number), losses)
         self._mirror.trials[number].system_attrs[LOSSES] = losses
         if len(losses) <= self.spec.max_failures:
@@ -303,9 +303,9 @@ class Study:
         self._end(number, "lost", f"it was lost {len(losses)} times: {said}")
         return False
 
-    def losses(self, number: int) -> list[str]:
-        """Return why a trial's process or node was lost, each time so far."""
-        return list(self._mirror.trials[number].system_attrs.get(LOSSES, []))
+    def num_losses(self, number: int) -> int:
+        """Return how often a trial's process or node was lost so far."""
+        return len(self._mirror.trials[number].system_attrs.get(LOSSES, []))
 
     def repeated_error(self) -> str | None:
         """Return the error that the last ``max_identical_errors`` ended trials failed with, if any."""

@@ -1,8 +1,8 @@
 """A trial's log: one JSON line a step and a validation, for people, plots and trackers.
 
-``metrics.jsonl`` has steps, validations, notes and the end; ``samples.jsonl`` what was generated at each
-validation. Not the truth: a study resumes without them. After a crash, steps that are trained
-again replace the lines that they had.
+``metrics.jsonl`` has steps, validations, notes, losses of its process and the end; ``samples.jsonl``
+what was generated at each validation. Not the truth: a study resumes without them. After a crash,
+steps that are trained again replace the lines that they had.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from trainers.protocol import Report
 
 LOG_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+LOST = "lost"
 
 Line = Mapping[str, object]
 
@@ -32,7 +33,9 @@ def append(folder: Path, report: Report, verdict: str) -> None:
     kept = read(folder) if first is not None or report.notes else []
     if first is not None and kept and _number(kept[-1], "step") >= first:
         kept = [
-            line for line in kept if _number(line, "step") < first or line.get("kind") == "note"
+            line
+            for line in kept
+            if _number(line, "step") < first or line.get("kind") in ("note", LOST)
         ]
         _write(folder / LOG_FILE, kept)
     known = [line.get("text") for line in kept if line.get("kind") == "note"]
@@ -41,6 +44,13 @@ def append(folder: Path, report: Report, verdict: str) -> None:
     _add(folder / LOG_FILE, [*({"kind": "note", "step": step, "text": n} for n in notes), *lines])
     if report.samples:
         _append_samples(folder, report)
+
+
+def append_loss(folder: Path, step: int, cause: str, output: str) -> None:
+    """Add that a trial's process or node was lost, and the end of what that process wrote."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = {"kind": LOST, "step": step, "cause": cause}
+    _add(folder / LOG_FILE, [{**line, "output": output} if output else line])
 
 
 def catch_up(folder: Path, report: Report) -> None:

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +41,13 @@ class FakeOptions(TrainerOptions):
     journal: str = ""
     diverge_above: float = 100.0
     fail_above: float = 100.0
+    acts: Literal["", "raise", "kill", "hang", "freeze"] = Field(
+        "", description="What its host suffers by it, at its step `acts_at`."
+    )
+    acts_at: int = 3
+    acts_once: str = Field(
+        "", description="A file: there since it has acted; then it does no more."
+    )
     kill_once: str = Field("", description="A file: there since a process with several was killed.")
     overfit: float = 0.0
     full_at: int = 0
@@ -110,6 +119,11 @@ class FakeTrainer:
     Options = FakeOptions
 
     def __init__(self, fixed: Mapping[str, object], device: str) -> None:
+        if fixed.get("base") == "deadly":
+            print("terminate called after throwing 'no such device'", file=sys.stderr, flush=True)
+            os.abort()
+        if fixed.get("base") == "slow":
+            time.sleep(120)
         if fixed.get("base") == "missing":
             raise ValueError("the model 'missing' cannot be loaded: no such folder. Give another.")
         self.device = device
@@ -185,6 +199,7 @@ class FakeTrainer:
                 os.kill(os.getpid(), signal.SIGKILL)
             if trial.step >= 4:
                 return None  # waits for another to be killed with
+        self._act(options, trial.step + 1)
         trial.step += 1
         trial.weight += (options.x - trial.weight) / 2
         self._note(trial, number, "step")
@@ -217,6 +232,19 @@ class FakeTrainer:
             notes=notes,
             end="finished" if done else None,
         )
+
+    def _act(self, options: FakeOptions, step: int) -> None:
+        if not options.acts or step < options.acts_at:
+            return
+        if options.acts_once:
+            if Path(options.acts_once).exists():
+                return
+            Path(options.acts_once).touch()
+        if options.acts == "raise":
+            raise RuntimeError("the trainer's own mistake")
+        if options.acts == "hang":
+            threading.Event().wait()
+        os.kill(os.getpid(), signal.SIGKILL if options.acts == "kill" else signal.SIGSTOP)
 
     def step(self, trial: int) -> int:
         return self._trials[trial].step

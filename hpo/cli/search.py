@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,7 +25,12 @@ from hpo.tables import MAX_ROWS, as_json, shown, trials_table
 from hpo.trackers import check_installed
 from hpo.trackers.outlet import FLUSH_S
 
+if TYPE_CHECKING:
+    from hpo.cluster.driver import Outcome
+    from hpo.cluster.signals import Signals
+
 STOP_WAIT_S = 60
+LEAVE_S = 27.0  # from a signal to the end; after 30 s a spot instance or a batch system kills
 
 TrialsOption = Annotated[
     int | None,
@@ -55,7 +60,7 @@ def run(
     try:
         _search(record, num_trials, json)
     except HpoError:
-        if not record.summary.has_reports():
+        if not record.summary.has_reports() and not record.summary.ends():
             record.delete()  # nothing was trained: the mended file may use the name
         raise
 
@@ -142,31 +147,10 @@ def delete(
 
 
 def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
-    from hpo.cluster.driver import Driver, Outcome
+    from hpo.cluster.signals import Signals
 
-    held = Study(record, num_trials)
-    record.update_spec(record.spec)  # edited or extended; nobody else drives it now
-    if held.is_done:
-        outcome = Outcome(False, False, f"all {num_trials} trials are done")
-        stderr.print(f"all {num_trials} trials are done; --trials {num_trials * 2} would add more.")
-        RunProgress(held, stderr).close()  # trackers may lack what an earlier run could not send
-        held.close()
-    else:
-        progress = RunProgress(held, stderr)
-        flush_s = FLUSH_S
-        try:
-            outcome = Driver(held, progress).run()
-        except KeyboardInterrupt:  # while Ray starts, or for the second time
-            flush_s = 0.0
-            stderr.print(f"stopped at once. To go on: hpo resume {record.name}")
-            raise typer.Exit(INTERRUPTED) from None
-        except HpoError as error:
-            if record.summary.has_reports():
-                error.exit_code = 1  # the study had begun; what it has stands
-            raise
-        finally:
-            progress.close(flush_s)
-            held.close()
+    with Signals() as signals:
+        held, outcome = _driven(record, num_trials, signals)
     best = record.best()
     have = record.num_trials()
     if as_json_:
@@ -192,6 +176,38 @@ def _search(record: StudyRecord, num_trials: int, as_json_: bool) -> None:
     if best is None and not outcome.early:
         stderr.print(f"no trial was completed. Causes: hpo status {record.name}")
         raise typer.Exit(1)
+
+
+def _driven(record: StudyRecord, num_trials: int, signals: Signals) -> tuple[Study, Outcome]:
+    """Run a study until it is done or told to stop, and leave it."""
+    from hpo.cluster.driver import Driver, Outcome
+
+    held = Study(record, num_trials)
+    record.update_spec(record.spec)  # edited or extended; nobody else drives it now
+    if held.is_done:
+        stderr.print(f"all {num_trials} trials are done; --trials {num_trials * 2} would add more.")
+        RunProgress(held, stderr).close()  # trackers may lack what an earlier run could not send
+        held.close()
+        return held, Outcome(False, False, f"all {num_trials} trials are done")
+    progress = RunProgress(held, stderr)
+    at_once = False
+    try:
+        return held, Driver(held, progress, signals).run()
+    except KeyboardInterrupt:  # the second signal
+        at_once = True
+        stderr.print(f"stopped at once. To go on: hpo resume {record.name}")
+        raise typer.Exit(INTERRUPTED) from None
+    except HpoError as error:
+        if record.summary.has_reports():
+            error.exit_code = 1  # the study had begun; what it has stands
+        raise
+    finally:
+        left_s = FLUSH_S
+        if signals.first is not None:  # whoever ends machines waits no longer than that
+            left_s = max(0.0, signals.since + LEAVE_S - time.monotonic())
+        with signals.held_off():
+            progress.close(0.0 if at_once else min(FLUSH_S, left_s))
+            held.close()
 
 
 def _tell_best(study: Study, best: TrialRecord) -> None:

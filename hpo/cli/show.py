@@ -181,5 +181,6 @@ def _show_samples(
 
 def _spoken(line: dict[str, object]) -> str:
     kind = str(line.get("kind", ""))
-    rest = [f"{key} {shown(value)}" for key, value in line.items() if key != "kind"]
-    return f"{kind:<10} " + "  ".join(rest)
+    output = str(line.get("output", ""))  # of a process that was lost
+    rest = [f"{key} {shown(value)}" for key, value in line.items() if key not in ("kind", "output")]
+    return f"{kind:<10} " + "  ".join(rest) + "".join(f"\n  | {x}" for x in output.splitlines())

@@ -2,8 +2,8 @@
 
 A Ray actor, found by name or made by the first proxy that Ray places on the device. It trains in a
 thread of its own; its methods only pass messages. Knows nothing of the study: it is told what to
-train, writes each checkpoint before its report leaves, and goes away when nobody calls. A trial that
-does not fit beside those on the device waits here until one has left.
+train, writes each checkpoint before its report leaves, and goes away when nobody calls or when its
+trainer hangs. A trial that does not fit beside those on the device waits here until one has left.
 """
 
 from __future__ import annotations
@@ -15,112 +15,123 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpo import faults
 from hpo.checkpoints import CheckpointStore
 from hpo.cluster.messages import HostSetup, Word
+from hpo.cluster.pulse import Pulse, where_is
+from hpo.cluster.seats import Seat
 from hpo.errors import HpoError
 from hpo.lookup import find_trainer
 from trainers.protocol import EndReason, Report, Trainer
 
 
-@dataclass
-class _Seat:
-    """One trial on this host.
-
-    Attributes:
-        key: Of this stay; a trial that comes again gets another.
-        config: The trainer's whole config.
-        history: Its validations so far.
-        words: Not heard yet.
-        steps_seen: Of its newest report or checkpoint.
-        joined: The trainer has it.
-        ended: It has said its last word.
-    """
-
-    key: int
-    config: Mapping[str, object]
-    history: list[Report] = field(default_factory=list)
-    words: deque[Word] = field(default_factory=deque)
-    steps_seen: int = 0
-    joined: bool = False
-    ended: bool = False
+def _leave_process() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)  # whatever hangs or is broken here may not be waited for
 
 
 class ModelHost:
     """Trains trials on one device. Made a Ray actor by the proxy; usable without Ray in tests."""
 
-    def __init__(self, setup: HostSetup, device: str) -> None:
+    def __init__(
+        self, setup: HostSetup, device: str, leave_process: Callable[[], None] = _leave_process
+    ) -> None:
         self._setup = setup
         self._device = device
+        self._leave_process = leave_process
         self._store = CheckpointStore.open(setup.store, setup.disk_quota_gib)
-        self._seats: dict[int, _Seat] = {}
-        self._waiting: deque[tuple[int, _Seat, Path | None]] = deque()
-        self._present: set[int] = set()  # on the trainer; the training thread alone changes it
+        self._seats: dict[int, Seat] = {}
+        self._waiting: deque[tuple[int, Seat, Path | None]] = deque()
+        self._present: dict[int, Seat] = {}  # on the trainer; the training thread alone changes it
+        self._joining: Seat | None = None
         self._requests: deque[Callable[[Trainer], None]] = deque()
         self._changed = threading.Condition()
-        self._num_joins = 0
         self._fatal: str | None = None
+        self._loading = True
         self._pausing = False
-        self._called_at = time.monotonic()
+        self._pulse = Pulse(setup.stall_timeout, setup.patience_s)
         threading.Thread(target=self._run, name="train", daemon=True).start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     # Called by proxies and the driver
 
-    def join(self, number: int, config: Mapping[str, object]) -> int:
+    def join(
+        self,
+        number: int,
+        config: Mapping[str, object],
+        stay: int = 0,
+        alone: bool = False,
+        note: Path | None = None,
+    ) -> int:
         """Let a trial join at the next step, from its newest checkpoint or from its beginning.
 
         One that is here already is begun again: its proxy died, maybe with a report in its hands. One
         that does not fit beside the others waits until it does.
 
+        Args:
+            number: Of the trial.
+            config: The trainer's whole config.
+            stay: Rising with each stay of this trial on any host.
+            alone: Its next loss would be its last, so nobody else may be there to cause it, or to be
+                lost with it.
+            note: Where to keep a note of the stay.
+
         Returns:
-            What to leave with.
+            The id of this process.
         """
         with self._changed:
             self.leave(number)
-            self._num_joins += 1
-            seat = _Seat(self._num_joins, config)
+            seat = Seat(stay, config, alone, note)
             self._seats[number] = seat
+            if self._pausing and self._loading:
+                seat.words.append(Word(paused=True))
             self._requests.append(lambda trainer: self._add(number, seat))
             self._changed.notify_all()
-            return seat.key
+            return os.getpid()
 
-    def next_word(self, number: int, timeout_s: float) -> Word | None:
-        """Wait for a trial's next report; None if there is none yet."""
+    def next_word(self, number: int, timeout_s: float, stay: int | None = None) -> Word:
+        """Wait for a trial's next report; if there is none in time, return that it is alive."""
+        self._pulse.called()
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
-                self._called_at = time.monotonic()
                 if self._fatal is not None:
                     return Word(fatal=self._fatal)
-                words = self._seats[number].words
-                if words:
-                    return words.popleft()
-                if self._called_at >= deadline:
-                    return None
-                self._changed.wait(min(1.0, deadline - self._called_at))
+                seat = self._seats.get(number)
+                if seat is None or stay not in (None, seat.stay):
+                    return Word(gone=True)
+                if seat.words:
+                    return seat.words.popleft()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return Word(step=seat.steps_done, waiting=not seat.joined)
+                self._changed.wait(left)
 
-    def leave(self, number: int, key: int | None = None) -> None:
+    def leave(self, number: int, stay: int | None = None) -> None:
         """Let a trial leave at the next step. One that is not here is no error.
 
         Args:
             number: Of the trial.
-            key: From ``join``: it stays if it has come again since, by another proxy.
+            stay: The stay that is over; the trial remains if it has come again since.
         """
+        self._pulse.called()
         with self._changed:
-            self._called_at = time.monotonic()
             seat = self._seats.get(number)
-            if seat is not None and key in (None, seat.key):
+            if seat is not None and (stay is None or seat.stay <= stay):
                 del self._seats[number]
                 self._requests.append(lambda trainer: self._remove(trainer, number))
                 self._changed.notify_all()
 
     def pause(self) -> None:
         """Save every trial at the next step and train none any more."""
+        self._pulse.called()
         with self._changed:
-            self._called_at = time.monotonic()
+            if self._loading and not self._pausing:  # none has begun
+                for seat in self._seats.values():
+                    seat.words.append(Word(paused=True))
             self._pausing = True
             self._requests.append(self._save_all)
             self._changed.notify_all()
@@ -129,14 +140,24 @@ class ModelHost:
 
     def _run(self) -> None:
         try:
-            trainer = self._make_trainer()
-            while True:
-                self._serve(trainer)
-                self._advance(trainer)
+            with self._pulse.busy():
+                trainer = self._make_trainer()
         except (HpoError, ValueError) as error:
             self._die(str(error))
+            return
         except BaseException:
             self._die(f"the model's host failed:\n{traceback.format_exc()}")
+            return
+        self._loading = False
+        try:
+            while True:
+                self._serve(trainer)
+                with self._pulse.busy():
+                    self._advance(trainer)
+        except HpoError as error:
+            self._die(str(error))
+        except BaseException as error:
+            self._crash(error)
 
     def _make_trainer(self) -> Trainer:
         sys.path += [folder for folder in self._setup.import_path if folder not in sys.path]
@@ -147,10 +168,11 @@ class ModelHost:
         while True:
             with self._changed:
                 request = self._requests.popleft() if self._requests else None
-            if request is not None:
-                request(trainer)
-                continue
-            self._admit(trainer)
+            with self._pulse.busy():
+                if request is not None:
+                    request(trainer)
+                    continue
+                self._admit(trainer)
             with self._changed:
                 if self._requests:
                     continue
@@ -158,23 +180,24 @@ class ModelHost:
                     return
                 self._changed.wait()
 
-    def _add(self, number: int, seat: _Seat) -> None:
+    def _add(self, number: int, seat: Seat) -> None:
         """Let a trial wait for room, to begin or to go on from its newest checkpoint.
 
         Its reports so far are said again: the last one may not have reached the database.
         """
+        seat.note("waiting")
         checkpoint = self._store.newest(number)
         for warning in self._store.warnings():
-            self._say(number, Word(note=warning))
+            self._say(number, seat, Word(note=warning))
         if checkpoint is not None:
             seat.history = list(checkpoint.history)
-            seat.steps_seen = checkpoint.step
+            seat.steps_seen = seat.steps_done = checkpoint.step
             for report in seat.history:
-                self._say(number, Word(report=report))
+                self._say(number, seat, Word(report=report))
         if seat.ended:
             return
         if self._pausing:
-            self._say(number, Word(paused=True))
+            self._say(number, seat, Word(paused=True))
             return
         self._waiting.append((number, seat, checkpoint.folder if checkpoint else None))
 
@@ -187,26 +210,37 @@ class ModelHost:
                 return
             self._waiting.popleft()
 
-    def _let_in(self, trainer: Trainer, number: int, seat: _Seat, saved: Path | None) -> bool:
+    def _let_in(self, trainer: Trainer, number: int, seat: Seat, saved: Path | None) -> bool:
         """Add a trial if it fits; return False if it has to wait. Alone it never waits."""
+        present = self._present.values()
+        if present and (seat.alone or any(other.alone for other in present)):
+            return False
         try:
-            if self._present and not trainer.fits(seat.config):
+            if present and not trainer.fits(seat.config):
                 return False
+            seat.note("present")
+            self._joining = seat
             trainer.add(number, seat.config, saved)
-            self._present.add(number)
+            self._present[number] = seat
             seat.joined = True
+            faults.reached("joined")
         except MemoryError as error:
-            if self._present:
+            if present:
+                seat.note("waiting")
                 return False
             self._say_end(number, seat, "out_of_memory", str(error))
         except Exception as error:
             reason = str(error) if isinstance(error, ValueError) else traceback.format_exc()
             self._say_end(number, seat, "failed", reason)
+        finally:
+            self._joining = None
         return True
 
     def _remove(self, trainer: Trainer, number: int) -> None:
-        if number in self._present:  # else it never began, or has ended
-            self._present.remove(number)
+        seat = self._present.pop(number, None)
+        if seat is not None:  # else it never began, or has ended
+            seat.joined = False
+            seat.note("over")
             trainer.remove(number)
 
     def _advance(self, trainer: Trainer) -> None:
@@ -223,17 +257,18 @@ class ModelHost:
             seat.steps_seen = report.step
             if report.end is not None:  # its memory is for others, whenever its proxy hears of it
                 self._remove(trainer, report.trial)
-                seat.joined = False
-            self._say(report.trial, Word(report=report))
+            self._say(report.trial, seat, Word(report=report))
+        for number, seat in self._present.items():
+            seat.steps_done = trainer.step(number)
 
-    def _displace(self, trainer: Trainer, report: Report, seat: _Seat) -> None:
+    def _displace(self, trainer: Trainer, report: Report, seat: Seat) -> None:
         """Save a trial that makes room, and hand it back to whoever has room for it."""
         number = report.trial
         if report.step > seat.steps_seen:
             self._save(trainer, number, seat, report.step, is_validation=False)
         self._remove(trainer, number)
-        seat.joined = False
-        self._say(number, Word(paused=True, reason=report.message or "it makes room for others"))
+        reason = report.message or "it makes room for others"
+        self._say(number, seat, Word(paused=True, reason=reason))
 
     def _save_all(self, trainer: Trainer) -> None:
         for number, seat in list(self._seats.items()):
@@ -243,35 +278,65 @@ class ModelHost:
                     self._save(trainer, number, seat, step, is_validation=False)
             elif not any(waiting is seat for _, waiting, _ in self._waiting):
                 continue  # it has ended, or asked to join after this request and will be told then
-            self._say(number, Word(paused=True))
+            self._say(number, seat, Word(paused=True))
         self._waiting.clear()
 
     def _save(
-        self, trainer: Trainer, number: int, seat: _Seat, step: int, *, is_validation: bool
+        self, trainer: Trainer, number: int, seat: Seat, step: int, *, is_validation: bool
     ) -> None:
         self._store.write(
             number, step, seat.history, is_validation, lambda folder: trainer.save(number, folder)
         )
+        seat.steps_seen = step
 
-    def _say_end(self, number: int, seat: _Seat, end: EndReason, message: str) -> None:
+    def _say_end(self, number: int, seat: Seat, end: EndReason, message: str) -> None:
+        seat.note("over")
         said = Report(number, len(seat.history), seat.steps_seen, end=end, message=message)
-        self._say(number, Word(report=said))
+        self._say(number, seat, Word(report=said))
 
-    def _say(self, number: int, word: Word) -> None:
+    def _say(self, number: int, seat: Seat, word: Word) -> None:
         with self._changed:
-            seat = self._seats.get(number)
-            if seat is not None:
+            if self._seats.get(number) is seat:
                 seat.words.append(word)
                 seat.ended |= word.report is not None and word.report.end is not None
                 self._changed.notify_all()
 
+    # Its end
+
     def _die(self, reason: str) -> None:
+        """Say that no trial can be trained here, and stay until everybody has heard."""
         with self._changed:
             self._fatal = reason
             self._changed.notify_all()
 
+    def _crash(self, error: BaseException) -> None:
+        """End this process: after an error of its own, a trainer and its device are not to be trusted.
+
+        Alone on the trainer, a trial has failed by it. Of several, nobody knows whose error it was.
+        """
+        said = "".join(traceback.format_exception(error))
+        present = list(self._present.values())
+        for seat in present:
+            if len(present) == 1:
+                seat.note("failed", said)
+            else:
+                last = said.strip().splitlines()[-1]
+                seat.note("lost", f"the trainer raised, with several trials: {last}")
+        print(said, file=sys.stderr)
+        self._leave_process()
+
     def _watch(self) -> None:
-        """End this process when no driver has called for a lease's length: they are dead."""
-        while time.monotonic() - self._called_at < self._setup.patience_s:
-            time.sleep(min(1.0, self._setup.patience_s / 4))
-        os._exit(0)
+        """End this process when the trainer hangs, or no driver has called for a lease's length."""
+        stalled = self._pulse.wait_for_end()
+        for seat in list(self._seats.values()):
+            if not stalled:
+                seat.note("over")  # its driver has been away; nothing was wrong
+            elif self._loading:
+                seat.note("loading", f"{stalled}: the model was loading")
+            elif seat is self._joining or (self._joining is None and seat.joined):
+                seat.note("lost", stalled)
+            else:
+                seat.note("over")
+        if stalled:
+            print(f"{stalled}. It is at:\n{where_is('train')}", file=sys.stderr)
+        self._leave_process()

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from hpo.cluster.messages import Word
+from hpo.cluster.messages import Loss, Word
 from hpo.cluster.proxy import WORD
 from hpo.errors import LeaseLostError
 from hpo.study import Study
 from trainers.protocol import Report
+
+PROXY_DIED = "its proxy process or its node died"
+
+
+class Listener(Protocol):
+    """Who hears what becomes of the trials of one run."""
+
+    def stay_of(self, number: int) -> int | None:
+        """Return the stay that a trial has here now; None if it has none."""
+
+    def on_word(self, trial: Any, word: Word) -> None:
+        """Something was heard of a Tune trial."""
+
+    def is_waiting(self, number: int) -> bool:
+        """Return whether a trial was not trained yet when last heard of."""
+
+    def on_report(self, number: int, report: Report, over: bool) -> None:
+        """A report is stored."""
+
+    def on_stop(self, number: int, stay: int) -> None:
+        """This driver trains a trial no further, or not there."""
+
+    def on_fatal(self, reason: str) -> None:
+        """No trial can be trained at all."""
+
+    def on_note(self, message: str) -> None:
+        """The user should know, in one line."""
+
+    def on_loss(self, number: int, loss: Loss, goes_on: bool) -> None:
+        """A trial's process or node was lost, which the study knows."""
+
+    def why_killed(self, trial: Any) -> str | None:
+        """Return why this driver has killed a Tune trial's proxy, if it has."""
 
 
 class StudyScheduler(FIFOScheduler):
@@ -21,83 +53,91 @@ class StudyScheduler(FIFOScheduler):
         error: What the study raised; Tune hands on only its text.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        on_report: Callable[[int, Report, bool], None],
-        on_stop: Callable[[int], None],
-        on_fatal: Callable[[str], None],
-        on_note: Callable[[str], None],
-    ) -> None:
+    def __init__(self, study: Study, listener: Listener) -> None:
         """Wire a study to Tune.
 
         Args:
             study: Where reports go and verdicts come from.
-            on_report: Told of each report when it is stored, and whether the trial is over.
-            on_stop: Told of each trial that this driver trains no further.
-            on_fatal: Told why no trial can be trained at all.
-            on_note: Told what the user should know, in one line.
+            listener: Told of everything.
         """
         super().__init__()
         self._study = study
-        self._on_report = on_report
-        self._on_stop = on_stop
-        self._on_fatal = on_fatal
-        self._on_note = on_note
+        self._listener = listener
         self.error: Exception | None = None
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Pass a host's word to the study; return STOP or CONTINUE."""
-        number = int(result["number"])
+        number, stay, word = int(result["number"]), int(result["stay"]), result[WORD]
+        self._listener.on_word(trial, word)
         try:
-            stop = self._hear(number, result[WORD])
+            stop = self._is_foreign(number, stay) or (word.is_news and self._hear(number, word))
         except LeaseLostError:
-            self._study.drop(number)
+            self._drop(number)
             stop = True
         except Exception as error:
             self.error = error
             raise
         if not stop:
             return str(TrialScheduler.CONTINUE)
-        if not result[WORD].paused:  # its host has let it go, and it may be on the way back there
-            self._on_stop(number)
+        if not (word.paused or word.gone):  # its host has let it go
+            self._listener.on_stop(number, stay)
         return str(TrialScheduler.STOP)
+
+    def _is_foreign(self, number: int, stay: int) -> bool:
+        """Return whether a trial is another driver's now, or is trained elsewhere by this one."""
+        return number not in self._study.claimed or self._listener.stay_of(number) != stay
 
     def _hear(self, number: int, word: Word) -> bool:
         """Act on a host's word; return whether the trial is over here."""
-        if number not in self._study.claimed:  # lost to another driver
-            return True
         if word.fatal is not None:
             self._study.release(number)
-            self._on_fatal(word.fatal)
+            self._listener.on_fatal(word.fatal)
             return True
         if word.note is not None:
-            self._on_note(f"warning: {word.note}")
+            self._listener.on_note(f"warning: {word.note}")
             return False
-        if word.paused or word.report is None:
+        if word.loss is not None:
+            self._lose(number, word.loss)
+            return True
+        if word.report is None:
             self._study.release(number)
             if word.reason is not None:
-                self._on_note(f"trial {number} makes room and goes on later: {word.reason}")
+                self._listener.on_note(
+                    f"trial {number} makes room and goes on later: {word.reason}"
+                )
             return True
         is_news = not self._study.knows(number, word.report)
         stop = self._study.report(number, word.report)
         if is_news or stop:
-            self._on_report(number, word.report, stop)
+            self._listener.on_report(number, word.report, stop)
         return stop
 
+    def _lose(self, number: int, loss: Loss) -> None:
+        """Count a loss, and hand the trial back unless that was one too many."""
+        goes_on = not loss.is_counted or self._study.lose(number, loss.cause)
+        if goes_on:
+            self._study.release(number)
+        self._listener.on_loss(number, loss, goes_on)
+
     def on_trial_error(self, controller: Any, trial: Any) -> None:
-        """Tell that a trial's place was lost again and again."""
-        number = int(trial.config["number"])
-        if number not in self._study.claimed or trial.should_recover():
-            return  # Tune tells of one that it tries again, too
+        """Count that a trial's place was lost: its proxy, or the whole node."""
+        number, stay = int(trial.config["number"]), int(trial.config["stay"])
+        if self._is_foreign(number, stay):
+            return
         try:
-            reason = f"its process or node was lost too often: {trial.get_error()}"
-            self._study.fail(number, reason)
+            cause = self._listener.why_killed(trial) or _cause(trial)
+            self._listener.on_stop(number, stay)  # its host may be alive
+            is_counted = not self._listener.is_waiting(number)
+            self._lose(number, Loss(cause, is_counted, f"proxy-{number}-{stay}", True))
         except LeaseLostError:
-            self._study.drop(number)
+            self._drop(number)
         except Exception as error:
             self.error = error
             raise
+
+    def _drop(self, number: int) -> None:
+        if number in self._study.claimed:
+            self._study.drop(number)
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle to nothing, as the searcher."""
@@ -105,3 +145,16 @@ class StudyScheduler(FIFOScheduler):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Come back as nothing."""
+
+
+def _cause(trial: Any) -> str:
+    """Return what Tune says of a proxy's end, in the same words for the same cause."""
+    from ray.exceptions import RayActorError
+
+    error = trial.get_error()
+    text = str(error)
+    if "node" in text and ("died" in text or "dead" in text) and "worker process" not in text:
+        return "its node was lost"
+    if error is None or isinstance(error, RayActorError):
+        return PROXY_DIED
+    return f"its proxy failed: {text.strip().splitlines()[-1]}"

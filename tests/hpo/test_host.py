@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from hpo.checkpoints import CheckpointStore
 from hpo.cluster.host import ModelHost
 from hpo.cluster.messages import HostSetup, Word
+from hpo.cluster.seats import Note, read_note
 from tests.fake_trainer import FakeTrainer
-from tests.integration.command import journal
+from tests.integration.command import journal, wait_until
 
 Options = dict[str, object]
 MakeHost = Callable[..., "Driven"]
@@ -20,21 +23,42 @@ MakeHost = Callable[..., "Driven"]
 class Driven:
     """A host, and what is heard of its trials."""
 
-    def __init__(self, folder: Path, **fixed: object) -> None:
+    def __init__(self, folder: Path, stall_timeout: float = 1800.0, **fixed: object) -> None:
         self.folder = folder
         self.fixed: Options = {"journal": str(folder / "journal.jsonl"), **fixed}
         setup = HostSetup(
-            "tests.fake_trainer:FakeTrainer", self.fixed, str(folder / "store"), patience_s=3600
+            "tests.fake_trainer:FakeTrainer",
+            self.fixed,
+            str(folder / "store"),
+            patience_s=3600,
+            stall_timeout=stall_timeout,
         )
-        self.host = ModelHost(setup, "cpu")
+        self.left = threading.Event()
+        self.host = ModelHost(setup, "cpu", self._leave)
+        self.num_joins = 0
         self.store = CheckpointStore(folder / "store")
 
-    def join(self, number: int, **options: object) -> int:
-        return self.host.join(number, {**self.fixed, **options})
+    def _leave(self) -> None:
+        """Stand for the end of the process: its threads do nothing more."""
+        self.left.set()
+        threading.Event().wait()
+
+    def join(self, number: int, *, alone: bool = False, **options: object) -> int:
+        """Let a trial join; return its stay."""
+        self.num_joins += 1
+        config = {**self.fixed, **options}
+        self.host.join(number, config, self.num_joins, alone, self.note_path(number))
+        return self.num_joins
+
+    def note_path(self, number: int) -> Path:
+        return self.folder / "notes" / str(number)
+
+    def note(self, number: int) -> Note | None:
+        return read_note(self.note_path(number))
 
     def next(self, number: int) -> Word:
         word = self.host.next_word(number, timeout_s=20)
-        assert word is not None, f"nothing is heard of trial {number}"
+        assert word.is_news, f"nothing is heard of trial {number}"
         return word
 
     def last(self, number: int) -> tuple[list[int], Word]:
@@ -111,7 +135,7 @@ def test_one_that_leaves_makes_room(make_host: MakeHost) -> None:
     host = make_host(memory=1.0, max_steps=10**6, eval_steps=10**6)
     host.join(0)
     host.join(1, eval_steps=1)
-    assert host.host.next_word(1, timeout_s=0.2) is None, "it waits"
+    assert host.host.next_word(1, timeout_s=0.2).waiting, "it waits"
     host.host.leave(0)
     assert host.next(1).report.step == 1
 
@@ -169,7 +193,7 @@ def test_one_that_made_room_is_not_added_again_before_somebody_has_left(
     host.join(1)
     for _ in range(20):  # as its driver would: adopted at once, here again
         word = host.host.next_word(1, timeout_s=0.05)
-        if word is not None:
+        if word.is_news:
             assert word.paused
             host.join(1)
     added = [line for line in journal(host.folder) if line["what"] == "add"]
@@ -218,7 +242,7 @@ def test_paused_also_those_that_wait_are_handed_back(make_host: MakeHost) -> Non
     host = make_host(memory=1.0, max_steps=10**6, eval_steps=10**6)
     host.join(0)
     host.join(1)
-    assert host.host.next_word(1, timeout_s=0.2) is None
+    assert host.host.next_word(1, timeout_s=0.2) == Word(waiting=True)
     for _ in range(2):  # the driver asks again and again
         host.host.pause()
     assert host.next(0).paused
@@ -237,5 +261,119 @@ def test_a_late_leave_of_an_old_proxy_does_not_end_a_trial_that_came_again(
     host.host.leave(0, old)
     assert host.last(0)[0] == [1, 2, 3]
     host.host.leave(0, new)
-    with pytest.raises(KeyError):
-        host.host.next_word(0, timeout_s=0)
+    assert host.host.next_word(0, timeout_s=0).gone
+
+
+def test_one_that_must_be_alone_waits_until_it_is_and_lets_nobody_in(make_host: MakeHost) -> None:
+    host = make_host(max_steps=6, step_s=0.01)
+    host.join(0)
+    host.join(1)
+    host.join(2, alone=True)
+    host.join(3)
+    host.join(4)
+    for number in range(5):
+        assert host.last(number)[0] == [1, 2, 3, 4, 5, 6]
+    lines = [(line["what"], line["trial"]) for line in journal(host.folder)]
+    first, last = lines.index(("add", 2)), len(lines) - 1 - lines[::-1].index(("step", 2))
+    assert {trial for _, trial in lines[first : last + 1]} == {2}
+    assert {trial for _, trial in lines[:first]} == {0, 1}, "first come, first served"
+    assert ("add", 3) in lines[last:]
+
+
+def test_notes_tell_who_is_lost_when_the_process_dies_now(make_host: MakeHost) -> None:
+    host = make_host(memory=1.0, max_steps=10**6, eval_steps=5)
+    host.join(0)
+    host.join(1)
+    host.next(0)
+    wait_until(lambda: host.note(1), "the second one waits")
+    assert (host.note(0).state, host.note(1).state) == ("present", "waiting")
+    host.host.leave(0)
+    host.next(1)
+    assert (host.note(0).state, host.note(1).state) == ("over", "present")
+
+
+def test_a_trainer_that_hangs_ends_its_process_and_the_trials_on_it_are_lost(
+    make_host: MakeHost, capfd: pytest.CaptureFixture[str]
+) -> None:
+    host = make_host(stall_timeout=0.5, memory=2.0, max_steps=9)
+    host.join(0)
+    host.join(1, acts="hang")
+    host.join(2)
+    assert host.left.wait(20), "it ends itself"
+    assert [host.note(n).state for n in range(3)] == ["lost", "lost", "over"]
+    assert host.note(0).message == "stalled: no step for 0.5 s"
+    assert "_act" in capfd.readouterr().err, "where it hangs"
+
+
+def test_waiting_for_work_is_no_stall(make_host: MakeHost) -> None:
+    host = make_host(stall_timeout=0.4, max_steps=2, step_s=0.1)
+    host.join(0)
+    host.last(0)
+    assert not host.left.wait(1.5)
+    host.join(1)
+    assert host.last(1)[0] == [1, 2]
+
+
+def test_a_model_that_does_not_load_in_time_is_no_trials_loss(make_host: MakeHost) -> None:
+    host = make_host(stall_timeout=0.5, base="slow")
+    host.join(0)
+    assert host.left.wait(20)
+    assert host.note(0).state == "loading"
+
+
+def test_asked_to_stop_while_the_model_loads_it_hands_everybody_back_at_once(
+    make_host: MakeHost,
+) -> None:
+    host = make_host(base="slow")
+    host.join(0)
+    host.host.pause()
+    host.join(1)
+    assert host.next(0).paused
+    assert host.next(1).paused
+
+
+def test_an_error_of_a_trainer_with_one_trial_is_that_trials(make_host: MakeHost) -> None:
+    host = make_host(max_steps=9)
+    host.join(0, acts="raise")
+    assert host.left.wait(20)
+    note = host.note(0)
+    assert (note.state, note.validation, note.step) == ("failed", 2, 2)
+    assert note.message.strip().endswith("RuntimeError: the trainer's own mistake")
+    assert "Traceback" in note.message
+
+
+def test_an_error_of_a_trainer_with_several_trials_is_nobodys_and_all_go_on(
+    make_host: MakeHost,
+) -> None:
+    host = make_host(memory=2.0, max_steps=9)
+    host.join(0)
+    host.join(1, acts="raise")
+    host.join(2)
+    assert host.left.wait(20)
+    assert [host.note(n).state for n in range(3)] == ["lost", "lost", "waiting"]
+    assert "the trainer's own mistake" in host.note(0).message
+    assert host.store.newest(0).step >= 2
+
+
+def test_a_host_that_nobody_calls_leaves_and_loses_no_trial(tmp_path: Path) -> None:
+    setup = HostSetup("tests.fake_trainer:FakeTrainer", {}, str(tmp_path / "store"), patience_s=0.5)
+    left = threading.Event()
+
+    def leave() -> None:
+        left.set()
+        threading.Event().wait()
+
+    host = ModelHost(setup, "cpu", leave)
+    host.join(0, {"max_steps": 10**6, "step_s": 0.01, "eval_steps": 5}, 1, False, tmp_path / "note")
+    assert left.wait(20)
+    assert read_note(tmp_path / "note") == Note("over", step=ANY, validation=ANY)
+    host.pause()
+
+
+def test_a_word_that_a_trial_is_alive_tells_its_step_and_no_news(make_host: MakeHost) -> None:
+    host = make_host(max_steps=10**6, eval_steps=10**6)
+    host.join(0)
+    wait_until(lambda: host.host.next_word(0, timeout_s=0.05).step > 3, "it steps")
+    word = host.host.next_word(0, timeout_s=0.05)
+    assert not word.is_news
+    assert not word.waiting

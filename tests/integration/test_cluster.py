@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from hpo.cluster.driver import NAMESPACE, Driver
+from hpo.cluster.driver import Driver
 from hpo.cluster.messages import HostSetup
 from hpo.cluster.proxy import WORD, TrialProxy
+from hpo.cluster.session import NAMESPACE
 from hpo.errors import TrainerError
 from hpo.study import Claim, Study
 from tests.integration.command import ROOT, hpo, journal, write_study
@@ -40,11 +42,15 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+NEW = {"stay": 1, "alone": False}
+
+
 class Silent:
     """Watches nothing."""
 
     def began(self, claim: Claim) -> None: ...
     def reported(self, number: int, report: Report, over: bool) -> None: ...
+    def lost(self, number: int, cause: str, output: str, over: bool) -> None: ...
     def noted(self, message: str) -> None: ...
     def tick(self) -> None: ...
 
@@ -170,25 +176,34 @@ def test_a_host_outlives_the_proxy_that_made_it(tmp_path: Path, cluster: Cluster
 
     def config(number: int) -> dict[str, object]:
         options = {"max_steps": 50, "step_s": 0.05, "journal": str(tmp_path / "journal.jsonl")}
-        return {"number": number, "config": options, "setup": setup, "run_id": "outlives"}
+        return {"number": number, "config": options, "setup": setup, "run_id": "outlives", **NEW}
 
-    actor = ray.remote(num_gpus=0.25, num_cpus=0)(TrialProxy)
-    first, second = actor.remote(config(1)), actor.remote(config(2))
-    ray.get([first.train.remote(), second.train.remote()])
+    proxy = ray.remote(num_gpus=0.25, num_cpus=0)(TrialProxy)
+    first, second = proxy.remote(config(1)), proxy.remote(config(2))
+    for actor in (first, second):
+        assert next_report(actor).step == 1
     ray.kill(first)
-    result = ray.get(second.train.remote())
-    assert result[WORD].report.step == 2
+    assert next_report(second).step == 2
     ray.get(second.stop.remote())
     ray.kill(second)
     assert len({line["pid"] for line in journal(tmp_path)}) == 1
 
 
+def next_report(proxy: Any) -> Report:
+    """Return a proxy's next report, past its words that it is alive."""
+    while True:
+        word = ray.get(proxy.train.remote())[WORD]
+        if word.is_news:
+            assert word.report is not None
+            return word.report
+
+
 def test_a_host_that_nobody_calls_leaves(tmp_path: Path, cluster: Cluster) -> None:
     setup = HostSetup("tests.fake_trainer:FakeTrainer", {}, str(tmp_path), patience_s=2)
     proxy = ray.remote(num_gpus=0.25, num_cpus=0)(TrialProxy).remote(
-        {"number": 7, "config": {"max_steps": 3}, "setup": setup, "run_id": "leaves"}
+        {"number": 7, "config": {"max_steps": 3}, "setup": setup, "run_id": "leaves", **NEW}
     )
-    ray.get(proxy.train.remote())
+    next_report(proxy)
     ray.kill(proxy)
     deadline = time.monotonic() + 30
     while _hosts("leaves"):

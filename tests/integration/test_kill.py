@@ -89,6 +89,20 @@ def test_stop_from_another_terminal_saves_and_ends_with_0(tmp_path: Path) -> Non
     check_all_done(tmp_path, 6)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("action", ["kill", "freeze", "hang"])
+def test_a_host_that_fails_as_it_takes_a_trial_costs_one_loss(tmp_path: Path, action: str) -> None:
+    """That faults reach the hosts of a driver is what the other tests of kills stand on."""
+    write_study(tmp_path, stall_timeout=4, pruner={"type": "none"})
+    env = {"HPO_FAULTS": f"joined={action}@2", "HPO_FAULTS_FOLDER": str(tmp_path)}
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "3", env=env)
+    assert result.code == 0, result.err
+    assert (tmp_path / "joined").exists(), "it struck"
+    assert "(loss 1 of 3)" in result.err
+    assert "loss 2 of" not in result.err
+    check_all_done(tmp_path, 3)
+
+
 def test_while_a_driver_runs_a_second_one_is_refused(tmp_path: Path) -> None:
     write_study(tmp_path, fixed=SLOW)
     process = begin(tmp_path, "run", "study.yaml", "--trials", "4")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -119,22 +117,20 @@ def test_killed_and_resumed_after_the_lease_and_the_password_is_nowhere(
         lease_s=4,
         fixed={"step_s": 0.15, "max_steps": 12},
     )
-    started = time.time()
     # The URL with its password on the command line is the worst case.
     process = begin(tmp_path, "run", "study.yaml", "--trials", "4", "--storage", url, env=env)
     wait_until(lambda: len(journal(tmp_path)) > 8, "eight steps are trained")
     kill_group(process)
+    sessions = glob.glob(f"/tmp/ray/session_2*_{process.pid}")
+    assert sessions, "of the killed run; the next one removes it"
+    leaks = _files_with(PASSWORD, *map(Path, sessions))
     result = hpo(tmp_path, "resume", "study.yaml", env=env)
     assert result.code == 0, result.err
     trials = hpo(tmp_path, "status", "study.yaml", "--json", env=env).json()["trials"]
     assert {t["state"] for t in trials} <= {"COMPLETE", "PRUNED"}
     assert [t["number"] for t in trials] == [0, 1, 2, 3]
     assert PASSWORD not in result.err + result.out
-    # Of the killed run; those that ended well are gone, and the link to the latest with them.
-    sessions = [p for p in glob.glob("/tmp/ray/session_2*") if os.path.getmtime(p) >= started]
-    assert sessions
-    leaks = [*_files_with(PASSWORD, tmp_path), *_files_with(PASSWORD, *map(Path, sessions))]
-    assert not leaks
+    assert not [*leaks, *_files_with(PASSWORD, tmp_path)]
 
 
 def _files_with(secret: str, *folders: Path) -> list[Path]:
