@@ -21,10 +21,11 @@ from hpo.cluster.session import host_handles, ray_session
 from hpo.cluster.signals import Signals
 from hpo.cluster.slots import Node, nodes_of, num_slots, request
 from hpo.cluster.stays import Progress, Stays
-from hpo.errors import LeaseLostError, StudyError, TrainerError
+from hpo.errors import HpoError, LeaseLostError, StudyError, TrainerError
 from hpo.spec import AUTO
 from hpo.study import Claim, Study
 
+RAY_POLL_S = 2.0
 STOP_POLL_S = 2.0
 PAUSE_AGAIN_S = 1.0
 STOP_WAIT_S = 20.0
@@ -70,11 +71,12 @@ class Driver:
         self._signals = signals or Signals()
         self._run_id = uuid.uuid4().hex[:8]
         self._ending: str | None = None
-        self._failure: TrainerError | None = None
+        self._failure: HpoError | None = None
         self._pause_at = 0.0
         self._leave_by = 0.0
         self._leaving = False
         self._poll_at = 0.0
+        self._ray_at = 0.0
         self._slots_at = 0.0
         self._slots = 0
         self._stays = Stays(study, progress, self._run_id, self._fail)
@@ -243,6 +245,7 @@ class Driver:
         """Act at a turn of Tune's loop."""
         self._beat()
         self._stays.kill_silent(trials)
+        self._check_ray_lives()
         if self._ending is None:
             return
         is_saved = all(trial.status != "RUNNING" for trial in trials)
@@ -250,6 +253,21 @@ class Driver:
             self._leaving = True  # trials that wait for a place would wait for ever
             self._hand_back()
             self._stays.kill(trials)  # Tune would wait ten seconds for those that are not saved
+            raise _LeavingError
+
+    def _check_ray_lives(self) -> None:
+        """Leave when our own Ray has died: Tune would wait for it for ever."""
+        now = time.monotonic()
+        if self._study.spec.ray_address is not None or now < self._ray_at:
+            return
+        self._ray_at = now + RAY_POLL_S
+        if not self._nodes():
+            name = self._study.spec.study
+            self._failure = StudyError(
+                f"Ray's processes on this machine have died. Every report and "
+                f"checkpoint is stored: type `hpo resume {name}`."
+            )
+            self._leaving = True
             raise _LeavingError
 
     def _hand_back(self) -> None:
