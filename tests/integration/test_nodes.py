@@ -17,7 +17,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from hpo.checkpoints import CheckpointStore
-from hpo.cluster.driver import NAMESPACE, Driver
+from hpo.cluster.driver import Driver
+from hpo.cluster.session import NAMESPACE
 from hpo.result import read_best
 from hpo.study import Study
 from tests.integration.command import ROOT, journal
