@@ -19,30 +19,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import faults, trial_log
-from hpo.attributes import CONFIG, DIGEST, LOSSES, REPORT, SAMPLER_STATE
+from hpo.attributes import CONFIG, LOSSES, REPORT
 from hpo.checkpoints import CheckpointStore
 from hpo.database import Lock, Turn, shown
 from hpo.errors import CheckpointError, ExhaustedError, LeaseLostError
 from hpo.keeping import LEFTOVER_AGE_S, Keeper
-from hpo.mirror import Mirror
+from hpo.known_trials import KnownTrials
 from hpo.proposals import Proposer
 from hpo.row_shapes import readable
 from hpo.rows import Rows
-from hpo.standing import Standing
-from hpo.studies import StudyRecord, TrialRecord, best_validation, trial_record
+from hpo.studies import StudyRecord, TrialRecord, best_validation
 from hpo.verdicts import build_judge
-from search_spaces import SpaceError
 from trainers.protocol import Report
 
 log = logging.getLogger(__name__)
-
-RECENT = 64
-"""Finished trials whose whole record is remembered: those that people look at."""
 
 STATE_OF_END = {
     "finished": TrialState.COMPLETE,
@@ -96,22 +89,15 @@ class Study:
         self.owner = f"{os.uname().nodename[:20]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._rows = Rows(record.database, record.study_id, self.owner, self.spec.lease_s)
         self._renew_at = 0.0
-        direction = StudyDirection.MINIMIZE if self.spec.sign > 0 else StudyDirection.MAXIMIZE
         self._judge = build_judge(self.spec.pruner)
-        self._mirror = Mirror(record.name, direction, self._judge.bracket_of)
-        self._standing = Standing(self.spec.sign)
         with readable(record.name, shown(record.database.url)):
-            self._space = self.spec.search_space
-            self._proposer = Proposer(self.spec, self._mirror)
-        self._distributions: dict[frozenset[str], dict[str, BaseDistribution]] = {}
-        self._ids: list[int] = []
+            space = self.spec.search_space
+            self._trials = KnownTrials(record, space, self._judge.bracket_of)
+            self._proposer = Proposer(self.spec, self._trials.mirror)
         self._claims: dict[int, Claim] = {}
-        self._digests: set[str] = set()
-        self._records: dict[int, TrialRecord] = {}
         self._began_at = self._rows.now()
         self.tick()
-        for trial in record.stored.all(light=True):
-            self._see(trial)
+        self._trials.see_all()
         self._sweep()
         self._write_best()
 
@@ -140,7 +126,8 @@ class Study:
 
     def _interrupted(self) -> int | None:
         """Claim the first unfinished trial that nobody holds, and return its number."""
-        numbers = {self._ids[n]: n for n in self._standing.unfinished if n not in self._claims}
+        unfinished = self._trials.standing.unfinished
+        numbers = {self._trials.id_of(n): n for n in unfinished if n not in self._claims}
         for trial_id in self._rows.free(list(numbers)):
             epoch = self._rows.claim(trial_id)
             number = numbers[trial_id]
@@ -150,14 +137,14 @@ class Study:
         return None
 
     def _propose(self) -> Claim | None:
-        number = len(self._ids)
-        unfinished = self._standing.unfinished
+        number = len(self._trials)
+        unfinished = self._trials.standing.unfinished
         if number >= self.num_trials:
             if unfinished:
                 return None
             raise ExhaustedError(f"all {self.num_trials} trials are done.")
         try:
-            proposal = self._proposer.propose(number, self._digests)
+            proposal = self._proposer.propose(number, self._trials.digests)
         except ExhaustedError:
             if unfinished:
                 return None
@@ -175,10 +162,11 @@ class Study:
 
     def _claim(self, number: int, trial_id: int, epoch: int, *, adopted: bool) -> Claim | None:
         """Hold a trial; None if this driver stood still since, and another has ended it."""
-        self._look_at(number, trial_id)
-        if self._mirror_is_finished(number):
+        self._trials.see(trial_id)
+        trial = self._trials[number]
+        if trial.state.is_finished():
             return None
-        config = dict(self._mirror.trials[number].system_attrs[CONFIG])
+        config = dict(trial.system_attrs[CONFIG])
         claim = Claim(number, epoch, config, adopted)
         self._claims[number] = claim
         return claim
@@ -196,7 +184,7 @@ class Study:
         checkpoint = self.store.newest(number)
         reports = self.store.reports(number, checkpoint) if checkpoint else []
         history = {report.validation: report for report in reports}
-        stored = dict(self._mirror.trials[number].intermediate_values)
+        stored = dict(self._trials[number].intermediate_values)
         for index in sorted({*stored, *history}):
             if index in history:
                 trial_log.catch_up(self.store.trial_folder(number), history[index])
@@ -218,7 +206,7 @@ class Study:
 
     def knows(self, number: int, report: Report) -> bool:
         """Return whether a report is stored: a host says it again when it goes on from a checkpoint."""
-        stored = self._mirror.trials[number].intermediate_values
+        stored = self._trials[number].intermediate_values
         return report.validation in stored and report.end is None
 
     def report(self, number: int, report: Report) -> bool:
@@ -233,7 +221,7 @@ class Study:
         if self.knows(number, report):
             return False
         faults.reached("report received")
-        stored = self._mirror.trials[number].intermediate_values
+        stored = self._trials[number].intermediate_values
         if report.metrics and report.validation not in stored:
             value = report.metrics.get(self.spec.metric)
             if value is None:
@@ -264,20 +252,20 @@ class Study:
         if report.notes:
             said["notes"] = list(report.notes)
         epoch = self._epoch(number)
-        self._rows.report(self._ids[number], epoch, report.validation, said, value)
-        self._mirror.trials[number].system_attrs[f"{REPORT}{report.validation}"] = said
-        self._mirror.add_report(number, report.validation, value)
+        self._rows.report(self._trials.id_of(number), epoch, report.validation, said, value)
+        name = f"{REPORT}{report.validation}"
+        self._trials.add_report(number, report.validation, name, said, value)
 
     def _stops_at(self, number: int, validation: int) -> bool:
         """Return the verdict on a trial as it was at one of its validations."""
         self._see_other_drivers()
-        trial = copy.copy(self._mirror.trials[number])
+        trial = copy.copy(self._trials[number])
         trial.intermediate_values = {
             index: value
             for index, value in trial.intermediate_values.items()
             if index <= validation
         }
-        return self._judge.stops(self._mirror, trial)
+        return self._judge.stops(self._trials.mirror, trial)
 
     # Ends
 
@@ -294,9 +282,9 @@ class Study:
         Raises:
             LeaseLostError: Another driver has it.
         """
-        losses = [*self._mirror.trials[number].system_attrs.get(LOSSES, []), cause]
-        self._rows.note_losses(self._ids[number], self._epoch(number), losses)
-        self._mirror.trials[number].system_attrs[LOSSES] = losses
+        losses = [*self._trials[number].system_attrs.get(LOSSES, []), cause]
+        self._rows.note_losses(self._trials.id_of(number), self._epoch(number), losses)
+        self._trials[number].system_attrs[LOSSES] = losses
         if len(losses) <= self.spec.max_failures:
             return True
         said = "; ".join(f"{losses.count(loss)} x {loss}" for loss in dict.fromkeys(losses))
@@ -305,12 +293,12 @@ class Study:
 
     def num_losses(self, number: int) -> int:
         """Return how often a trial's process or node was lost so far."""
-        return len(self._mirror.trials[number].system_attrs.get(LOSSES, []))
+        return len(self._trials[number].system_attrs.get(LOSSES, []))
 
     def repeated_error(self) -> str | None:
         """Return the error that the last ``max_identical_errors`` ended trials failed with, if any."""
         wanted = self.spec.max_identical_errors
-        if self._standing.counts[TrialState.FAIL] < wanted:
+        if self._trials.standing.counts[TrialState.FAIL] < wanted:
             return None
         last = self.record.summary.last_ends(wanted)
         kinds = {(end.reason, _kind_of(end.message or "")) for end in last}
@@ -322,16 +310,16 @@ class Study:
         """Hand an unfinished trial back, to be adopted by whoever comes next."""
         epoch = self._epoch(number)
         faults.reached("releasing")
-        self._rows.release(self._ids[number], epoch)
+        self._rows.release(self._trials.id_of(number), epoch)
         del self._claims[number]
         faults.reached("released")
-        self._look_at(number, self._ids[number])
+        self._trials.see(self._trials.id_of(number))
 
     def _end(
         self, number: int, reason: str, message: str | None, notes: Sequence[str] = ()
     ) -> None:
         state = STATE_OF_END[reason]
-        trial = self._mirror.trials[number]
+        trial = self._trials[number]
         best = best_validation(trial, self.spec)
         if state is TrialState.COMPLETE and best is None:
             state, reason = TrialState.FAIL, "failed"
@@ -341,7 +329,7 @@ class Study:
         end = {"reason": reason, "message": message, "notes": list(notes)}
         faults.reached("judged")
         self._rows.end(
-            self._ids[number],
+            self._trials.id_of(number),
             self._epoch(number),
             state,
             value,
@@ -349,7 +337,7 @@ class Study:
             is_infeasible=is_infeasible,
         )
         faults.reached("told")
-        self._look_at(number, self._ids[number])
+        self._trials.see(self._trials.id_of(number))
         del self._claims[number]
         if state is TrialState.COMPLETE:
             self._write_best()
@@ -359,13 +347,13 @@ class Study:
 
     def _winners(self) -> dict[int, int]:
         """Return the trials whose best checkpoint is kept, with its step."""
-        leaders = self._known(self._standing.leaders(self.spec.keep_checkpoints))
+        leaders = self._trials.leaders(self.spec.keep_checkpoints)
         return {trial.number: trial.best_step for trial in leaders if trial.best_step is not None}
 
     def _sweep(self) -> None:
         """Delete the checkpoints of finished trials that cannot win any more."""
-        num_known = len(self._ids)
-        unfinished = set(self._standing.unfinished)
+        num_known = len(self._trials)
+        unfinished = set(self._trials.standing.unfinished)
         self._keeper.sweep(lambda n: n < num_known and n not in unfinished, self._winners())
 
     def _write_best(self) -> None:
@@ -373,7 +361,7 @@ class Study:
         while True:
             with self._exclusive(Lock.BEST) as turn:
                 self._see_other_drivers()
-                leaders = self._known(self._standing.leaders(self.spec.keep_checkpoints))
+                leaders = self._trials.leaders(self.spec.keep_checkpoints)
                 try:
                     any(self._keeper.write_best(trial) for trial in leaders)
                 except CheckpointError:
@@ -391,40 +379,22 @@ class Study:
 
     def trial(self, number: int) -> TrialRecord:
         """Return one trial, as far as this driver knows."""
-        return self._known([number])[0]
+        return self._trials.records([number])[0]
 
     def recent(self, num_trials: int) -> list[TrialRecord]:
         """Return the newest trials by number, as far as this driver knows."""
-        return self._known(range(max(0, len(self._ids) - num_trials), len(self._ids)))
+        have = len(self._trials)
+        return self._trials.records(range(max(0, have - num_trials), have))
 
     def best(self) -> TrialRecord | None:
         """Return the best trial that had its full budget (or ended by its own patience)."""
-        leaders = self._known(self._standing.leaders(1))
+        leaders = self._trials.leaders(1)
         return leaders[0] if leaders else None
 
     def counts(self) -> dict[str, int]:
         """Return the number of trials by state."""
-        return {state.name: count for state, count in self._standing.counts.items() if count}
-
-    def _known(self, numbers: Sequence[int]) -> list[TrialRecord]:
-        """Return trials; of finished ones the database is asked once, the last ``RECENT`` of them."""
-        found: dict[int, TrialRecord] = {}
-        for number in numbers:
-            if not self._mirror_is_finished(number):
-                found[number] = trial_record(self._mirror.trials[number], self.spec)
-            elif number in self._records:
-                found[number] = self._records[number]
-        missing = [number for number in numbers if number not in found]
-        if missing:
-            for stored in self.record.stored.of([self._ids[number] for number in missing]):
-                trial = trial_record(stored, self.spec)
-                found[trial.number] = self._records[trial.number] = trial
-            while len(self._records) > max(RECENT, len(numbers)):
-                del self._records[next(iter(self._records))]
-        return [found[number] for number in numbers]
-
-    def _mirror_is_finished(self, number: int) -> bool:
-        return self._mirror.trials[number].state.is_finished()
+        counts = self._trials.standing.counts
+        return {state.name: count for state, count in counts.items() if count}
 
     def stop_requested(self) -> bool:
         """Return whether somebody has asked this driver to leave since it began."""
@@ -436,9 +406,9 @@ class Study:
         if now < self._renew_at:
             return set()
         self._renew_at = now + self.spec.lease_s / 3
-        claims = [(self._ids[n], claim.epoch) for n, claim in self._claims.items()]
+        claims = [(self._trials.id_of(n), claim.epoch) for n, claim in self._claims.items()]
         lost_ids = set(self._rows.renew(claims))
-        lost = {number for number in self._claims if self._ids[number] in lost_ids}
+        lost = {number for number in self._claims if self._trials.id_of(number) in lost_ids}
         for number in lost:
             self.drop(number)
         return lost
@@ -468,7 +438,7 @@ class Study:
     @property
     def is_done(self) -> bool:
         """Whether every trial that was asked for has ended."""
-        return not self._standing.unfinished and len(self._ids) >= self.num_trials
+        return not self._trials.standing.unfinished and len(self._trials) >= self.num_trials
 
     @property
     def claimed(self) -> frozenset[int]:
@@ -494,41 +464,8 @@ class Study:
 
     def _see_other_drivers(self) -> None:
         """Catch up with what they have stored; on SQLite this driver is the only one."""
-        if self.record.database.is_sqlite:
-            return
-        theirs = {
-            self._ids[n]: len(self._mirror.trials[n].intermediate_values)
-            for n in self._standing.unfinished
-            if n not in self._claims
-        }
-        for trial in self.record.stored.changed(len(self._ids), theirs):
-            self._see(trial)
-
-    def _look_at(self, number: int, trial_id: int) -> None:
-        """Take a trial as it is stored now, after a write of this driver's own."""
-        (trial,) = self.record.stored.of([trial_id], light=True)
-        assert trial.number == number
-        self._see(trial)
-
-    def _see(self, trial: FrozenTrial) -> None:
-        """Take a trial as it is stored now."""
-        if trial.number == len(self._ids):
-            self._ids.append(trial._trial_id)
-        self._mirror.put(trial, self._ranges(trial))
-        self._standing.see(trial)
-        self._digests.add(str(trial.system_attrs.get(DIGEST)))
-        for key, value in trial.system_attrs.get(SAMPLER_STATE, {}).items():
-            self._mirror.set_study_system_attr(self._mirror.study_id, key, value)
-
-    def _ranges(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return a trial's ranges as they are now: samplers search where all trials agree."""
-        names = frozenset(trial.params)
-        if names not in self._distributions:
-            try:
-                self._distributions[names] = self._space.distributions(trial.params)
-            except SpaceError:
-                return trial.distributions
-        return self._distributions[names]
+        if not self.record.database.is_sqlite:
+            self._trials.see_others(self._claims)
 
 
 def _kind_of(message: str) -> str:

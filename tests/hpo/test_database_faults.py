@@ -443,7 +443,7 @@ class TestRepeatedActs:
     def test_what_a_trial_said_first_stands(self, tmp_path: Path) -> None:
         study = Study(start(make_spec(tmp_path), sqlite(tmp_path)), 1)
         study.next_trial()
-        trial_id = study._ids[0]
+        trial_id = study._trials.id_of(0)
         for value in (0.5, 0.7):
             study._rows.report(trial_id, 1, 1, {"step": 1, "metrics": {"eval_loss": value}}, value)
         (trial,) = study.record.trials()

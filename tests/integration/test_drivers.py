@@ -454,7 +454,7 @@ def test_renewals_in_opposite_orders_never_wait_in_a_ring(tmp_path: Path, postgr
     record = start(make_spec(tmp_path), url)
     study = Study(record, 12)
     claims = [study.next_trial() for _ in range(12)]
-    held = [(study._ids[claim.number], claim.epoch) for claim in claims]
+    held = [(study._trials.id_of(claim.number), claim.epoch) for claim in claims]
     lost: list[int] = []
 
     def renew(order: list[tuple[int, int]]) -> None:
