@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from hpo.attributes import DIGEST, SAMPLER_STATE
 from hpo.mirror import Mirror
+from hpo.row_shapes import check_order
 from hpo.standing import Standing
 from hpo.studies import StudyRecord, TrialRecord, trial_record
 from search_spaces import SearchSpace, SpaceError
@@ -93,6 +94,7 @@ class KnownTrials:
         self.mirror.add_report(number, validation, value)
 
     def _see(self, trial: FrozenTrial) -> None:
+        check_order(self._record.name, trial, len(self))
         if trial.number == len(self):
             self._ids.append(trial._trial_id)
         self.mirror.put(trial, self._ranges(trial))

@@ -133,12 +133,24 @@ def check_trial(study: str, trial: FrozenTrial, *, light: bool) -> None:
             item = error.errors(include_url=False, include_context=False)[0]
             place = ".".join(map(str, (key, *item["loc"])))
             raise _damaged(study, trial.number, f"{place}: {item['msg']}") from None
+    if trial.number < 0:
+        raise _damaged(study, trial.number, "no trial has such a number")
     if CONFIG not in attrs and not (light and trial.state.is_finished()):
         raise _damaged(study, trial.number, f"it has no {CONFIG}")
     for index, value in trial.intermediate_values.items():
         is_index = isinstance(index, int) and index >= 1
         if not (is_index and isinstance(value, int | float) and math.isfinite(value)):
             raise _damaged(study, trial.number, f"validation {index!r} is {value!r}")
+
+
+def check_order(study: str, trial: FrozenTrial, num_known: int) -> None:
+    """Check that a trial is known, or the next one.
+
+    Raises:
+        StudyError: One between is missing.
+    """
+    if trial.number > num_known:
+        raise _damaged(study, trial.number, f"there is no trial {num_known} before it")
 
 
 def _damaged(study: str, number: int, what: str) -> StudyError:
