@@ -117,6 +117,8 @@ def may_pass(error: BaseException) -> bool:
     code = _code(fault)
     if isinstance(code, int):
         return code in BUSY
+    if isinstance(fault.orig, sqlite3.Error):
+        return False  # without a code of SQLite's: what is stored cannot be decoded
     if code is None:  # it could not even connect
         return not any(word in str(fault.orig) for word in _NEVER)
     return code[:2] in {"08", "40", "53", "55", "57"} and code not in FULL

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optuna.exceptions import OptunaError
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -133,8 +133,12 @@ def check_trial(study: str, trial: FrozenTrial, *, light: bool) -> None:
             item = error.errors(include_url=False, include_context=False)[0]
             place = ".".join(map(str, (key, *item["loc"])))
             raise _damaged(study, trial.number, f"{place}: {item['msg']}") from None
-    if trial.number < 0:
+    if not isinstance(trial.number, int) or trial.number < 0:
         raise _damaged(study, trial.number, "no trial has such a number")
+    if trial.state is TrialState.COMPLETE and not (trial.values and trial.intermediate_values):
+        raise _damaged(study, trial.number, "it is COMPLETE without a validation or a value")
+    if not all(isinstance(name, str) for name in trial.params):
+        raise _damaged(study, trial.number, "the name of a parameter is no text")
     if CONFIG not in attrs and not (light and trial.state.is_finished()):
         raise _damaged(study, trial.number, f"it has no {CONFIG}")
     for index, value in trial.intermediate_values.items():
