@@ -36,6 +36,17 @@ _ADVICE = (
 )
 _MAX_SHOWN = 5
 
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What libraries raise over rows that are none of theirs."""
+
 
 class _Row(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -181,7 +192,7 @@ def readable(study: str, where: str) -> Iterator[None]:
             f"the search space that is stored with the study {study!r} in {where} cannot be read: "
             f"{reason} {_ADVICE}"
         ) from None
-    except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+    except UNREADABLE as error:
         if isinstance(error.__cause__, SQLAlchemyError):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

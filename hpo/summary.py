@@ -148,7 +148,7 @@ def counts_by_study(database: Database) -> list[tuple[str, dict[str, int]]]:
     )
     counts: dict[str, dict[str, int]] = {}
     for name, state, count in database.look(lambda c: c.execute(query).all()):
-        by_state = counts.setdefault(name, {})
+        by_state = counts.setdefault(str(name), {})
         if state is not None:
             by_state[state.name] = int(count)
     return list(counts.items())
