@@ -10,11 +10,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from hpo.attributes import DIGEST
 from hpo.errors import ExhaustedError
-from hpo.leases import LEASES
 from hpo.spec import StudySpec
-from hpo.stored_trials import (
+from hpo.storage.attributes import DIGEST
+from hpo.storage.leases import LEASES
+from hpo.storage.stored_trials import (
     ATTRIBUTES,
     PARAMS,
     REPORTS,

@@ -16,8 +16,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna_dashboard import wsgi
 
-from hpo.database import Database
 from hpo.errors import StorageError
+from hpo.storage.database import Database
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 

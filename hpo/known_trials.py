@@ -13,10 +13,10 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from hpo.attributes import DIGEST, SAMPLER_STATE
 from hpo.mirror import Mirror
-from hpo.row_shapes import check_order
 from hpo.standing import Standing
+from hpo.storage.attributes import DIGEST, SAMPLER_STATE
+from hpo.storage.row_shapes import check_order
 from hpo.studies import StudyRecord, TrialRecord, trial_record
 from search_spaces import SearchSpace, SpaceError
 

@@ -17,11 +17,11 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 
-from hpo.attributes import SAMPLER_STATE
 from hpo.errors import ExhaustedError
 from hpo.mirror import Mirror
 from hpo.samplers import GRID, build_sampler, derived_seed
 from hpo.spec import StudySpec
+from hpo.storage.attributes import SAMPLER_STATE
 from search_spaces import Scalar, SearchSpace
 
 OWN_ATTEMPTS = 20

@@ -15,16 +15,16 @@ import sqlalchemy as sa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.attributes import CONFIG, END, METRIC_NAMES, REPORT, SPEC, STOP, VERSION
 from hpo.checkpoints import CheckpointStore
-from hpo.database import Database, Lock, shown
 from hpo.errors import NoDatabaseError, StudyError
-from hpo.row_shapes import readable, stored_spec, this_version
-from hpo.rows import Rows
 from hpo.spec import StudySpec
-from hpo.stored_trials import StoredTrials
-from hpo.study_rows import delete_study, insert_study
-from hpo.summary import Summary, counts_by_study
+from hpo.storage.attributes import CONFIG, END, METRIC_NAMES, REPORT, SPEC, STOP, VERSION
+from hpo.storage.database import Database, Lock, shown
+from hpo.storage.row_shapes import readable, stored_spec, this_version
+from hpo.storage.rows import Rows
+from hpo.storage.stored_trials import StoredTrials
+from hpo.storage.study_rows import delete_study, insert_study
+from hpo.storage.summary import Summary, counts_by_study
 from search_spaces.problems import did_you_mean
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,8 +1,8 @@
 """A study as its driver sees it: propose, report -> verdict, tell, adopt.
 
-The only writer of the storage. Every act is one transaction (``hpo.rows``) and leaves the database in
-a state from which a new driver goes on: what is decided is a function of what is stored, and nothing
-else is remembered. Which checkpoints go is in ``hpo.keeping``.
+The only writer of the storage. Every act is one transaction (``hpo.storage.rows``) and leaves the
+database in a state from which a new driver goes on: what is decided is a function of what is stored,
+and nothing else is remembered. Which checkpoints go is in ``hpo.keeping``.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import faults, trial_log
-from hpo.attributes import CONFIG, LOSSES, REPORT
 from hpo.checkpoints import CheckpointStore
-from hpo.database import Lock, Turn, shown
 from hpo.errors import CheckpointError, ExhaustedError, LeaseLostError
 from hpo.keeping import LEFTOVER_AGE_S, Keeper
 from hpo.known_trials import KnownTrials
 from hpo.proposals import Proposer
-from hpo.row_shapes import readable
-from hpo.rows import Rows
+from hpo.storage.attributes import CONFIG, LOSSES, REPORT
+from hpo.storage.database import Lock, Turn, shown
+from hpo.storage.row_shapes import readable
+from hpo.storage.rows import Rows
 from hpo.studies import StudyRecord, TrialRecord, best_validation
 from hpo.verdicts import build_judge
 from trainers.protocol import Report

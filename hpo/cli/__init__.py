@@ -45,7 +45,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        from hpo.database import without_secrets
+        from hpo.storage.database import without_secrets
 
         stderr.print(
             f"[bold red]error:[/bold red] {type(error).__name__}: "

@@ -13,8 +13,8 @@ from hpo.cli.console import print_json, stderr, stdout
 from hpo.cli.target import JsonOption, StorageOption, StudyArgument, find_storage, find_target
 from hpo.errors import SpecError, StudyError
 from hpo.result import config_yaml
+from hpo.storage.summary import Ended
 from hpo.studies import list_studies
-from hpo.summary import Ended
 from hpo.tables import (
     MAX_ROWS,
     as_json,

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hpo.database import without_secrets
+from hpo.storage.database import without_secrets
 from hpo.trackers import TRACKERS
 from hpo.trackers.tracker import Ending, Run
 

@@ -18,10 +18,10 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-import hpo.database_faults
-from hpo.database import Database
-from hpo.database_faults import may_pass, storage_error, without_secrets
+import hpo.storage.database_faults
 from hpo.errors import ExhaustedError, HpoError, StorageError
+from hpo.storage.database import Database
+from hpo.storage.database_faults import may_pass, storage_error, without_secrets
 from hpo.study import Study
 from tests.one_worker import Worker, again, make_spec, picture, sqlite, start
 from trainers.protocol import Report
@@ -78,15 +78,15 @@ class TestBusy:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         if busy_s < 5:
-            monkeypatch.setattr("hpo.database.BUSY_TIMEOUT_S", 0.2)
-            monkeypatch.setattr(hpo.database_faults, "TELL_AFTER_S", 0.1)
+            monkeypatch.setattr("hpo.storage.database.BUSY_TIMEOUT_S", 0.2)
+            monkeypatch.setattr(hpo.storage.database_faults, "TELL_AFTER_S", 0.1)
         record = start(make_spec(tmp_path), sqlite(tmp_path))
         blocks = other_writer(tmp_path / "hpo.db", busy_s)
         worker = interrupted(Study(record, NUM_TRIALS), (0, 3), blocks.__enter__)
         worker.work()
         blocks.__exit__(None, None, None)
         assert picture(record) == undisturbed
-        said = [r.getMessage() for r in caplog.records if r.name == "hpo.database_faults"]
+        said = [r.getMessage() for r in caplog.records if r.name == "hpo.storage.database_faults"]
         assert len(said) == 2, said
         assert "does not answer" in said[0]
         assert "locked" in said[0]
@@ -95,8 +95,8 @@ class TestBusy:
     def test_one_that_does_not_end_is_one_message_and_resume_mends(
         self, tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("hpo.database.BUSY_TIMEOUT_S", 0.1)
-        monkeypatch.setattr(hpo.database_faults, "RETRY_FOR_S", 0.5)
+        monkeypatch.setattr("hpo.storage.database.BUSY_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(hpo.storage.database_faults, "RETRY_FOR_S", 0.5)
         spec = make_spec(tmp_path)
         study = Study(start(spec, sqlite(tmp_path)), NUM_TRIALS)
         blocks = other_writer(tmp_path / "hpo.db", 2)
@@ -378,7 +378,7 @@ class TestRepeatedActs:
     def losing(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Database], list[int]]:
         real = Database.write
         monkeypatch.setattr(
-            "hpo.database_faults.wait_exponential_jitter", lambda **_: lambda state: 0.0
+            "hpo.storage.database_faults.wait_exponential_jitter", lambda **_: lambda state: 0.0
         )
 
         def arm(database: Database) -> list[int]:

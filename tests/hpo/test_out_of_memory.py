@@ -10,14 +10,14 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from typer.testing import CliRunner
 
-import hpo.rows
+import hpo.storage.rows
 import hpo.study
-from hpo.attributes import CONSTRAINTS, INFEASIBLE
 from hpo.cli.app import app
 from hpo.config_file import read_config_file
 from hpo.errors import TrainerError
 from hpo.mirror import Mirror
 from hpo.single import train_config
+from hpo.storage.attributes import CONSTRAINTS, INFEASIBLE
 from hpo.studies import StudyRecord
 from hpo.study import Study
 from hpo.verdicts import Asha
@@ -72,7 +72,7 @@ def test_the_sampler_avoids_where_trials_do_not_fit(
     if until == 0:  # without reports, a trial that merely failed is invisible to TPE
         monkeypatch.setitem(hpo.study.STATE_OF_END, "out_of_memory", TrialState.FAIL)
     else:  # with reports, one that is merely pruned looks good, and prunes its betters
-        monkeypatch.setattr(hpo.rows, "INFEASIBLE", [])
+        monkeypatch.setattr(hpo.storage.rows, "INFEASIBLE", [])
     ignored = num_too_large(search(tmp_path / "ignored", until, **changes))
     assert told <= ignored / 2, (told, ignored)
 

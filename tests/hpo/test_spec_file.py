@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
 from hpo.config_file import read_config_file
-from hpo.database import shown
 from hpo.edits import check_edit
 from hpo.errors import SpecError, StudyError
 from hpo.json_schema import file_schema
 from hpo.spec_file import read_spec_file
+from hpo.storage.database import shown
 
 GOOD = """\
 study: fake

@@ -127,7 +127,7 @@ def stand_in(url: str, journal: str, lock: int, wait_in: str) -> None:
 
 def open_only(url: str, journal: str) -> None:
     """Open a database that may be empty, together with others."""
-    from hpo.database import Database
+    from hpo.storage.database import Database
 
     Database(url).close()
     _say(journal, "open")

@@ -17,11 +17,11 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.checkpoints import CheckpointStore
-from hpo.database import Lock
 from hpo.errors import ExhaustedError, LeaseLostError, StudyError
-from hpo.leases import DRIVERS, LEASES
-from hpo.rows import Rows
-from hpo.stored_trials import TRIALS
+from hpo.storage.database import Lock
+from hpo.storage.leases import DRIVERS, LEASES
+from hpo.storage.rows import Rows
+from hpo.storage.stored_trials import TRIALS
 from hpo.studies import StudyRecord
 from hpo.study import Study
 from hpo.verdicts import build_judge
@@ -170,7 +170,7 @@ class TestFrozen:
     def test_nobody_waits_for_a_frozen_driver_and_it_goes_on_when_it_thaws(
         self, frozen: Any, request: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("hpo.database.FROZEN_AFTER_S", 2.0)
+        monkeypatch.setattr("hpo.storage.database.FROZEN_AFTER_S", 2.0)
         url, record, driver = frozen
         begun = time.monotonic()
         other = Study(again(record.spec, url), 3)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from hpo.database import Database
 from hpo.errors import LeaseLostError, StorageError
-from hpo.leases import LEASES
+from hpo.storage.database import Database
+from hpo.storage.leases import LEASES
 from hpo.study import Study
 from tests.integration.command import begin, hpo, journal, kill_group, wait_until, write_study
 from tests.integration.postgres import PASSWORD, Server

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import hpo.database_faults
+import hpo.storage.database_faults
 from hpo.errors import StorageError
 from hpo.study import Study
 from tests.integration.cutting_proxy import cutting_proxy
@@ -107,7 +107,7 @@ def test_a_server_that_crashes_and_comes_back_is_waited_for_and_the_user_told(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hpo.database_faults, "TELL_AFTER_S", 0.0)
+    monkeypatch.setattr(hpo.storage.database_faults, "TELL_AFTER_S", 0.0)
     record = start(make_spec(tmp_path), own_server.create("restarted"))
     study = Study(record, NUM_TRIALS)
     worker = Worker(study)
@@ -129,7 +129,7 @@ def test_a_server_that_crashes_and_comes_back_is_waited_for_and_the_user_told(
         timer.join()
     assert num_crashes == 2
     assert picture(record) == undisturbed
-    said = [r.getMessage() for r in caplog.records if r.name == "hpo.database_faults"]
+    said = [r.getMessage() for r in caplog.records if r.name == "hpo.storage.database_faults"]
     assert sum("does not answer" in line for line in said) == 2, said
     assert sum("answers again" in line for line in said) == 2, said
     assert_quiet(caplog)
@@ -153,7 +153,7 @@ def test_a_server_that_stays_away_ends_the_driver_at_once_with_one_message_and_r
         real(number, *args)
 
     monkeypatch.setattr(study, "_file", report)
-    monkeypatch.setattr(hpo.database_faults, "RETRY_FOR_S", 2.0)
+    monkeypatch.setattr(hpo.storage.database_faults, "RETRY_FOR_S", 2.0)
     begun = time.monotonic()
     with pytest.raises(StorageError, match="cannot be used") as caught:
         worker.work()
@@ -168,7 +168,7 @@ def test_a_server_that_stays_away_ends_the_driver_at_once_with_one_message_and_r
     assert "hpo resume" in str(caught.value)
 
     own_server.start()
-    monkeypatch.setattr(hpo.database_faults, "RETRY_FOR_S", 60.0)
+    monkeypatch.setattr(hpo.storage.database_faults, "RETRY_FOR_S", 60.0)
     resumed = Study(again(spec, url), NUM_TRIALS)
     deadline = time.monotonic() + 20
     while (claim := resumed.next_trial()) is None:  # until the lease of the one that left runs out

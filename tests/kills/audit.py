@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from hpo.checkpoints import CheckpointStore
 from hpo.errors import CheckpointError
-from hpo.leases import LEASES
 from hpo.proposals import config_digest
 from hpo.result import TRIAL_FILE
-from hpo.stored_trials import REPORTS, TRIALS
+from hpo.storage.leases import LEASES
+from hpo.storage.stored_trials import REPORTS, TRIALS
 from hpo.studies import StudyRecord, TrialRecord, best_of, open_study
 from tests.one_worker import picture
 from trainers.protocol import ADAPTER_FOLDER

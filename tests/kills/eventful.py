@@ -19,9 +19,9 @@ import sqlalchemy as sa
 
 from hpo import faults
 from hpo.errors import NoDatabaseError, StudyError
-from hpo.leases import DRIVERS, LEASES
 from hpo.spec import StudySpec
-from hpo.stored_trials import TRIALS
+from hpo.storage.leases import DRIVERS, LEASES
+from hpo.storage.stored_trials import TRIALS
 from hpo.studies import create_study, open_study
 from hpo.study import Study
 from tests.kills.audit import Journal, opened

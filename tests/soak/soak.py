@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from hpo.database import shown
+from hpo.storage.database import shown
 from hpo.studies import StudyRecord, open_study
 from tests.integration.command import write_study
 from tests.kills.audit import Findings, Journal, audit

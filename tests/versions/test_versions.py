@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo.database import SCHEMA_VERSION
 from hpo.errors import CheckpointError, HpoError, StorageError, StudyError
+from hpo.storage.database import SCHEMA_VERSION
 from hpo.store.manifest import FORMAT, MANIFEST
 from hpo.studies import create_study, open_study
 from hpo.study import Study

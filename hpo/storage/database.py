@@ -1,7 +1,7 @@
 """The database under a study: opened, tuned, versioned, and asked.
 
 Only ``hpo.study`` and its parts use this. Tables of Optuna are Optuna's; ours are the schema's version
-and the leases (``hpo.leases``). What happens when it fails is in ``hpo.database_faults``.
+and the leases (``hpo.storage.leases``). What happens when it fails is in ``hpo.storage.database_faults``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from hpo.database_faults import Patience, damaged, opens_later, storage_error
-from hpo.database_faults import shown as shown
-from hpo.database_faults import without_secrets as without_secrets
 from hpo.errors import NoDatabaseError, StorageError, StudyError
+from hpo.storage.database_faults import Patience, damaged, opens_later, storage_error
+from hpo.storage.database_faults import shown as shown
+from hpo.storage.database_faults import without_secrets as without_secrets
 
 _T = TypeVar("_T")
 

@@ -1,6 +1,6 @@
 """Makes and removes a study's own rows, each in one transaction: a kill leaves all of them or none.
 
-The rows of its trials are written by ``hpo.rows``.
+The rows of its trials are written by ``hpo.storage.rows``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 
-from hpo.attributes import CREATED
-from hpo.database import Database, Lock
-from hpo.leases import DRIVERS, LEASES
-from hpo.stored_trials import (
+from hpo.storage.attributes import CREATED
+from hpo.storage.database import Database, Lock
+from hpo.storage.leases import DRIVERS, LEASES
+from hpo.storage.stored_trials import (
     ATTRIBUTES,
     PARAMS,
     REPORTS,

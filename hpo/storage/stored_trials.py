@@ -18,9 +18,9 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.attributes import CONFIG, REPORT
-from hpo.database import Database, shown
-from hpo.row_shapes import check_trial, readable
+from hpo.storage.attributes import CONFIG, REPORT
+from hpo.storage.database import Database, shown
+from hpo.storage.row_shapes import check_trial, readable
 
 STUDIES = cast(sa.Table, models.StudyModel.__table__)
 TRIALS = cast(sa.Table, models.TrialModel.__table__)

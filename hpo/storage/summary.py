@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.attributes import END, REPORT
-from hpo.database import Database, shown
-from hpo.row_shapes import readable
-from hpo.stored_trials import ATTRIBUTES, FINISHED, REPORTS, STUDIES, TRIALS, VALUES
+from hpo.storage.attributes import END, REPORT
+from hpo.storage.database import Database, shown
+from hpo.storage.row_shapes import readable
+from hpo.storage.stored_trials import ATTRIBUTES, FINISHED, REPORTS, STUDIES, TRIALS, VALUES
 
 _T = TypeVar("_T")
 

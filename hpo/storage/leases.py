@@ -2,7 +2,7 @@
 
 One row a trial. A claim is one conditional UPDATE, so two drivers never both win; every claim
 raises the epoch, so a driver that was slow finds its epoch gone. What is written under a lease is
-written in the same transaction (``hpo.rows``).
+written in the same transaction (``hpo.storage.rows``).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hpo.database import METADATA, Database
 from hpo.errors import LeaseLostError
+from hpo.storage.database import METADATA, Database
 
 LEASES = sa.Table(
     "hpo_lease",

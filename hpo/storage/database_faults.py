@@ -1,6 +1,6 @@
 """A database's faults: which may pass and are waited for, and what a user is told of the others.
 
-Knows no table and no connection; ``hpo.database`` passes every act through ``Patience``.
+Knows no table and no connection; ``hpo.storage.database`` passes every act through ``Patience``.
 """
 
 from __future__ import annotations

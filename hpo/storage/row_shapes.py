@@ -25,9 +25,9 @@ from pydantic import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo.attributes import CONFIG, CONSTRAINTS, DIGEST, END, LOSSES, REPORT, SAMPLER_STATE
 from hpo.errors import HpoError, StudyError
 from hpo.spec import StudySpec
+from hpo.storage.attributes import CONFIG, CONSTRAINTS, DIGEST, END, LOSSES, REPORT, SAMPLER_STATE
 from search_spaces import SpaceError
 
 _ADVICE = (

@@ -3,7 +3,7 @@
 Optuna's storage takes one for every attribute, so a kill could come between two of them. The tables
 and how they encode values are those of Optuna 5 (``optuna.storages._rdb.models``), which refuses a
 database of another schema when it is opened.
-Reading is in ``hpo.stored_trials``.
+Reading is in ``hpo.storage.stored_trials``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from hpo.attributes import CONFIG, CONSTRAINTS, DIGEST, END, INFEASIBLE, LOSSES, REPORT
-from hpo.database import Database, Lock
 from hpo.errors import StudyError
-from hpo.leases import LEASES, Leases, insert_into
 from hpo.proposals import Proposal
-from hpo.stored_trials import (
+from hpo.storage.attributes import CONFIG, CONSTRAINTS, DIGEST, END, INFEASIBLE, LOSSES, REPORT
+from hpo.storage.database import Database, Lock
+from hpo.storage.leases import LEASES, Leases, insert_into
+from hpo.storage.stored_trials import (
     ATTRIBUTES,
     FINISHED,
     PARAMS,
