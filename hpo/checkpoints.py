@@ -91,11 +91,6 @@ class CheckpointStore:
         self._warnings: list[str] = []
 
     @classmethod
-    def open(cls, address: str | Path, disk_quota_gib: float | None = None) -> CheckpointStore:
-        """Return the store at an address, as ``CheckpointStore(address)``."""
-        return cls(address, disk_quota_gib)
-
-    @classmethod
     def of_study(
         cls, output_dir: str, study: str, disk_quota_gib: float | None = None
     ) -> CheckpointStore:

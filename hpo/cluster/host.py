@@ -42,7 +42,7 @@ class ModelHost:
         self._setup = setup
         self._device = device
         self._leave_process = leave_process
-        self._store = CheckpointStore.open(setup.store, setup.disk_quota_gib)
+        self._store = CheckpointStore(setup.store, setup.disk_quota_gib)
         self._seats: dict[int, Seat] = {}
         self._waiting: deque[tuple[int, Seat, Path | None]] = deque()
         self._present: dict[int, Seat] = {}  # on the trainer; the training thread alone changes it

@@ -45,7 +45,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path, s3: str) -> str:
 
 @pytest.fixture
 def store(address: str) -> CheckpointStore:
-    store = CheckpointStore.open(address)
+    store = CheckpointStore(address)
     store.write(3, 4, history(3, 1), True, save)
     store.write(3, 8, history(3, 2), True, save)
     return store
@@ -55,7 +55,7 @@ class TestContract:
     def test_what_is_written_is_read_by_another_process(
         self, store: CheckpointStore, address: str
     ) -> None:
-        newest = CheckpointStore.open(address).newest(3)
+        newest = CheckpointStore(address).newest(3)
         assert (newest.step, newest.history, newest.is_validation) == (
             8,
             tuple(history(3, 2)),
@@ -89,7 +89,7 @@ class TestContract:
         assert store.newest(3).step == 4
 
     def test_nothing_is_no_error(self, address: str) -> None:
-        store = CheckpointStore.open(address)
+        store = CheckpointStore(address)
         assert (store.newest(0), store.steps(0), store.trials(), store.listing()) == (
             None,
             [],
@@ -132,14 +132,14 @@ class TestContract:
         self, store: CheckpointStore, address: str
     ) -> None:
         used = sum(map(len, Hand.at(address).files().values()))
-        tight = CheckpointStore.open(address, disk_quota_gib=(used + 1000) / 2**30)
+        tight = CheckpointStore(address, disk_quota_gib=(used + 1000) / 2**30)
         with pytest.raises(CheckpointError) as caught:
             tight.write(3, 12, history(3, 3), True, save)
         assert "disk_quota_gib" in str(caught.value)
         assert "keep_checkpoints" in str(caught.value)
         assert "hpo resume" in str(caught.value)
         assert tight.newest(3).step == 8
-        CheckpointStore.open(address).delete(3, keep={8})  # as the driver does
+        CheckpointStore(address).delete(3, keep={8})  # as the driver does
         tight.write(3, 12, history(3, 3), True, save)
         assert tight.newest(3).step == 12
 
@@ -183,11 +183,11 @@ def _damage_one(
     place: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, s3: str
 ) -> None:
     address = address_of(place, tmp_path_factory.mktemp("store"), s3)
-    CheckpointStore.open(address).write(3, 4, history(3, 1), True, save)
-    CheckpointStore.open(address).write(3, 8, history(3, 2), True, save)
+    CheckpointStore(address).write(3, 4, history(3, 1), True, save)
+    CheckpointStore(address).write(3, 8, history(3, 2), True, save)
     hand = Hand.at(address)
     done = _damage(data, hand, hand.files())
-    store = CheckpointStore.open(address)
+    store = CheckpointStore(address)
     newest = store.newest(3)
     assert content(newest.folder) == SAVED
     assert newest.history == tuple(history(3, newest.step // 4))
@@ -270,7 +270,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(
     place: str, name: str, tmp_path: Path, s3: str
 ) -> None:
     address = address_of(place, tmp_path, s3)
-    store = CheckpointStore.open(address)
+    store = CheckpointStore(address)
     store.write(3, 4, history(3, 1), True, save)
     hand = Hand.at(address)
     manifest = json.loads(hand.files()["3/4/manifest.json"])
@@ -362,7 +362,7 @@ def test_counting_does_not_walk_the_folder_at_every_save(
 def test_downloads_are_one_a_trial_and_go_when_it_is_written_or_deleted(
     tmp_path: Path, s3: str
 ) -> None:
-    store = CheckpointStore.open(address_of("s3", tmp_path, s3))
+    store = CheckpointStore(address_of("s3", tmp_path, s3))
     for trial in (1, 2):
         store.write(trial, 4, [], True, save)
         store.write(trial, 8, [], True, save)
@@ -387,7 +387,7 @@ WRITER = """
 import sys
 from hpo.checkpoints import CheckpointStore
 from tests.hpo.store_places import history, save
-store = CheckpointStore.open(sys.argv[1])
+store = CheckpointStore(sys.argv[1])
 store.write(3, 8, history(3, 2), True, save)  # a pause's is there
 store.delete(3, keep={8})
 print("done")
@@ -400,7 +400,7 @@ def test_a_writer_killed_anywhere_leaves_the_old_or_the_new_one_whole(
     place: str, point: str, tmp_path: Path, s3: str
 ) -> None:
     address = address_of(place, tmp_path, s3)
-    store = CheckpointStore.open(address)
+    store = CheckpointStore(address)
     store.write(3, 4, history(3, 1), True, save)
     store.write(3, 8, history(3, 1), False, save)
     killed = subprocess.run(
@@ -412,7 +412,7 @@ def test_a_writer_killed_anywhere_leaves_the_old_or_the_new_one_whole(
         timeout=60,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    found = CheckpointStore.open(address).newest(3)
+    found = CheckpointStore(address).newest(3)
     assert found.step == 8, "no step is lost: the old one or the new one is there"
     is_new = point not in ("checkpoint saved", "checkpoint listed")
     if place == "folder" and point == "checkpoint moved":
@@ -446,7 +446,7 @@ def test_a_store_that_cannot_be_used_is_one_message_before_anything_trains(
 ) -> None:
     address = address + s3 if address == "s3://nobucket/runs" else address
     with pytest.raises(CheckpointError) as caught:
-        CheckpointStore.open(address).check()
+        CheckpointStore(address).check()
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
 

@@ -101,12 +101,12 @@ def test_a_log_that_another_machine_went_on_with_is_not_overwritten(
 
     for machine, validations in (("first", (1, 2)), ("second", (3,)), ("first", (4,))):
         monkeypatch.setenv("HPO_CACHE", str(tmp_path / machine))
-        store = CheckpointStore.open(address)
+        store = CheckpointStore(address)
         for validation in validations:
             trial_log.append(store.trial_folder(0), report(validation), "goes on")
             store.push(0)
         store.flush()
-    found = trial_log.read(CheckpointStore.open(address).log_folder(0))
+    found = trial_log.read(CheckpointStore(address).log_folder(0))
     assert [x["step"] for x in found if x["kind"] == "step"] == [1, 2, 3, 4]
 
 

@@ -14,10 +14,10 @@ from ray.cluster_utils import Cluster
 from hpo.cluster.driver import Driver
 from hpo.cluster.messages import HostSetup
 from hpo.cluster.proxy import WORD, TrialProxy
-from hpo.cluster.session import NAMESPACE
 from hpo.errors import TrainerError
 from hpo.study import Claim, Study
-from tests.integration.command import ROOT, hpo, journal, write_study
+from tests.integration.command import hpo, journal, write_study
+from tests.integration.ray_cluster import joined_cluster
 from tests.one_worker import make_spec, sqlite, start
 from trainers.protocol import Report
 
@@ -26,20 +26,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False},
-    )
-    cluster.add_node(num_cpus=2, num_gpus=1)
-    ray.init(
-        address=cluster.address,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with joined_cluster(num_gpus=2, others=[1]) as cluster:
+        yield cluster
 
 
 NEW = {"stay": 1, "alone": False}

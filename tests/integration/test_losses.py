@@ -10,17 +10,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from hpo import trial_log
 from hpo.cluster.driver import Driver
 from hpo.cluster.scheduler import PROXY_DIED
-from hpo.cluster.session import NAMESPACE
 from hpo.errors import TrainerError
 from hpo.studies import StudyRecord
 from hpo.study import Study
-from tests.integration.command import ROOT, journal, trained, wait_until
+from tests.integration.command import journal, trained, wait_until
+from tests.integration.ray_cluster import joined_cluster
 from tests.integration.test_cluster import Listening
 from tests.one_worker import make_spec, sqlite, start
 
@@ -31,19 +30,8 @@ STALL_S = 3.0
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False},
-    )
-    ray.init(
-        address=cluster.address,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with joined_cluster(num_gpus=2) as cluster:
+        yield cluster
 
 
 class Heard(Listening):

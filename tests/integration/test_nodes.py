@@ -13,15 +13,14 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from hpo.checkpoints import CheckpointStore
 from hpo.cluster.driver import Driver
-from hpo.cluster.session import NAMESPACE
 from hpo.result import read_best
 from hpo.study import Study
-from tests.integration.command import ROOT, journal
+from tests.integration.command import journal
+from tests.integration.ray_cluster import joined_cluster
 from tests.integration.test_cluster import Silent
 from tests.one_worker import make_spec, sqlite, start
 
@@ -34,18 +33,8 @@ MAX_STEPS = 10
 @pytest.fixture
 def cluster(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
-    ray.init(
-        address=cluster.address,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with joined_cluster() as cluster:
+        yield cluster
 
 
 def raylet_of(node: Any) -> int:
