@@ -28,10 +28,8 @@ def on_loopback(wanted: bool) -> Iterator[None]:
         return
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     variable, constant = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = (
-        "0",
-        False,
-    )  # for its processes, and for ours
+    os.environ[name] = "0"  # for its processes
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for ours
     try:
         yield
     finally:

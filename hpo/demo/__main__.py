@@ -7,8 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from hpo.demo.model import DemoError, cache_folder, prepare_model
+from hpo.demo.model import DemoError, prepare_model
 from hpo.errors import HpoError
+from hpo.store.scratch import cache_folder
 
 
 def main() -> int:

@@ -28,11 +28,6 @@ class DemoError(HpoError):
     """The demo's model or data could not be prepared; the message says what to do."""
 
 
-def cache_folder() -> Path:
-    """Return ``$HPO_CACHE``, or ``~/.cache/hpo`` where it is not set."""
-    return Path(os.environ.get("HPO_CACHE") or "~/.cache/hpo").expanduser().absolute()
-
-
 def prepare_model(
     cache: Path,
     download: Callable[[Path], Path] | None = None,

@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from hpo.errors import NoDatabaseError, StorageError, StudyError
-from hpo.storage.database_faults import Patience, damaged, opens_later, storage_error
+from hpo.storage.database_faults import UNREADABLE, Patience, damaged, opens_later, storage_error
 from hpo.storage.database_faults import shown as shown
 from hpo.storage.database_faults import without_secrets as without_secrets
 
@@ -121,7 +121,7 @@ class Database:
             ) from None
         except (OSError, ImportError) as error:
             raise storage_error(shown(url), error) from None
-        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        except UNREADABLE as error:
             raise damaged(shown(url), error) from error
         if self.is_sqlite:
             self._file = _identity(self._path)

@@ -40,6 +40,17 @@ DISK = (sqlite3.SQLITE_IOERR, "58030")
 CLOSED = (sqlite3.SQLITE_CANTOPEN,)
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What libraries raise over rows that are none of theirs."""
+
 _SAFE = "what was stored is safe, and `hpo resume` goes on from it."
 ADVICE: tuple[tuple[tuple[int | str, ...], str], ...] = (
     (FULL, f"Free space on its disk; {_SAFE}"),

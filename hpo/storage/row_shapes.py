@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from hpo.errors import HpoError, StudyError
 from hpo.spec import StudySpec
 from hpo.storage.attributes import CONFIG, CONSTRAINTS, DIGEST, END, LOSSES, REPORT, SAMPLER_STATE
+from hpo.storage.database_faults import UNREADABLE
 from search_spaces import SpaceError
 
 _ADVICE = (
@@ -35,17 +36,6 @@ _ADVICE = (
     "--storage."
 )
 _MAX_SHOWN = 5
-
-UNREADABLE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    RecursionError,
-)
-"""What libraries raise over rows that are none of theirs."""
 
 
 class _Row(BaseModel):

@@ -97,8 +97,8 @@ class Summary:
 
     def ends(self) -> list[Ended]:
         """Return how each finished trial ended, by number."""
-        with readable(self.name, shown(self.database.url)):
-            return [_ended(number, text) for number, text in self._attributes(END)]
+        query = self._attributes_of(ATTRIBUTES.c.key == END).order_by(TRIALS.c.number)
+        return self._do(lambda connection: [_ended(*row) for row in connection.execute(query)])
 
     def last_ends(self, num_trials: int) -> list[Ended]:
         """Return how the trials ended that were the last to end, the newest first."""
@@ -108,23 +108,19 @@ class Summary:
             .order_by(TRIALS.c.datetime_complete.desc(), TRIALS.c.number.desc())
             .limit(num_trials)
         )
-        rows = self._do(lambda connection: connection.execute(query).all())
-        with readable(self.name, shown(self.database.url)):
-            return [_ended(number, text) for number, text in rows]
+        return self._do(lambda connection: [_ended(*row) for row in connection.execute(query)])
 
     def notes(self) -> list[str]:
         """Return what trainers had to say of data and model, each once, oldest first."""
         spoken = ATTRIBUTES.c.value_json.contains('"notes": ["', autoescape=True)
         said = ATTRIBUTES.c.key.startswith(REPORT, autoescape=True) | (ATTRIBUTES.c.key == END)
         query = self._attributes_of(said & spoken).order_by(TRIALS.c.number)
-        rows = self._do(lambda connection: connection.execute(query).all())
-        with readable(self.name, shown(self.database.url)):
-            return list(dict.fromkeys(note for _, text in rows for note in _notes(_mapping(text))))
-
-    def _attributes(self, key: str) -> list[tuple[int, str]]:
-        query = self._attributes_of(ATTRIBUTES.c.key == key).order_by(TRIALS.c.number)
-        rows = self._do(lambda connection: connection.execute(query).all())
-        return [(int(number), str(text)) for number, text in rows]
+        notes = self._do(
+            lambda connection: [
+                note for _, text in connection.execute(query) for note in _notes(_mapping(text))
+            ]
+        )
+        return list(dict.fromkeys(notes))
 
     def _attributes_of(self, which: sa.ColumnElement[bool]) -> sa.Select[tuple[Any, Any]]:
         return (

@@ -236,7 +236,20 @@ def store_and_read_again(spec: StudySpec) -> None:
     json.dumps({**spec.fixed, **values}, allow_nan=False)
 
 
-class StudyFiles:
+class _YamlFiles:
+    """Files that are drawn as YAML; a subclass says what they are tried as."""
+
+    seeds: Seeds
+
+    def attempt(self, folder: Path, rng: random.Random) -> Attempt:
+        name, content = self.seeds.draw(rng, as_yaml)
+        return self.of(folder, name, content)
+
+    def of(self, folder: Path, name: str, content: bytes) -> Attempt:
+        raise NotImplementedError
+
+
+class StudyFiles(_YamlFiles):
     """`hpo run FILE`, `hpo validate FILE`: the whole of a study's file."""
 
     name = "study"
@@ -245,17 +258,13 @@ class StudyFiles:
     def __init__(self) -> None:
         self.seeds = _seeds(STUDIES, (*STUDY_KEYS, *SPACE_KEYS))
 
-    def attempt(self, folder: Path, rng: random.Random) -> Attempt:
-        name, content = self.seeds.draw(rng, as_yaml)
-        return self.of(folder, name, content)
-
     def of(self, folder: Path, name: str, content: bytes) -> Attempt:
         path = folder / "study.yaml"
         path.write_bytes(content)
         return Attempt(lambda: store_and_read_again(read_spec_file(path).spec), content, name)
 
 
-class ConfigFiles:
+class ConfigFiles(_YamlFiles):
     """`hpo train FILE`: options of ours, of LLaMA-Factory and of Axolotl."""
 
     name = "config"
@@ -264,10 +273,6 @@ class ConfigFiles:
     def __init__(self) -> None:
         self.seeds = _seeds(CONFIGS, OPTION_KEYS)
 
-    def attempt(self, folder: Path, rng: random.Random) -> Attempt:
-        name, content = self.seeds.draw(rng, as_yaml)
-        return self.of(folder, name, content)
-
     def of(self, folder: Path, name: str, content: bytes) -> Attempt:
         path = folder / "config.yaml"
         path.write_bytes(content)
@@ -275,7 +280,7 @@ class ConfigFiles:
         return Attempt(lambda: read_config_file(path), content, name)
 
 
-class BaseFiles:
+class BaseFiles(_YamlFiles):
     """`base: FILE` of a study: another tool's training file."""
 
     name = "base"
@@ -283,10 +288,6 @@ class BaseFiles:
 
     def __init__(self) -> None:
         self.seeds = _seeds(CONFIGS, OPTION_KEYS)
-
-    def attempt(self, folder: Path, rng: random.Random) -> Attempt:
-        name, content = self.seeds.draw(rng, as_yaml)
-        return self.of(folder, name, content)
 
     def of(self, folder: Path, name: str, content: bytes) -> Attempt:
         (folder / "base.yaml").write_bytes(content)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 
-from tests.integration.command import command, environment
+from tests.integration.command import begin
 
 PATIENCE_S = 180.0
 VICTIMS: Mapping[str, tuple[str, ...]] = {
@@ -39,16 +38,7 @@ class Run:
         """Start `hpo` with these arguments; what it says goes to ``hpo.log``."""
         with (folder / "hpo.log").open("a") as log:
             log.write(f"--- hpo {' '.join(args)}\n")
-            log.flush()
-            self.driver = subprocess.Popen(
-                command(*args),
-                cwd=folder,
-                env=environment(env),
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        self.driver = begin(folder, *args, env=env)
         self._root = psutil.Process(self.driver.pid)
         self._seen: dict[tuple[int, float], psutil.Process] = {}
 
