@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_RESULTS = (":!benchmarks/results", ":!docs/packing.md")
+_RESULTS = (":!benchmarks/results", ":!docs/packing.md", ":!docs/benchmarks.md")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "optuna", "ray")
 
 

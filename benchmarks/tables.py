@@ -1,4 +1,4 @@
-"""Figures as Markdown: the part of a page between two marks is what the JSON file says.
+"""Figures as Markdown: the parts of a page between two marks are what the JSON files say.
 
 Measures nothing. A part of the benchmark that was never run is not in the page.
 """
@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-BEGIN = "<!-- packing figures -->"
-END = "<!-- end -->"
+END = "<!-- end of figures -->"
 NOT_YET = "Not measured yet."
 
 _COMMIT_DIGITS = 7
@@ -22,23 +21,29 @@ def figures_markdown(document: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) if parts else NOT_YET
 
 
-def replace_figures(page: str, document: Mapping[str, Any]) -> str:
-    """Return a page with a document's figures between the marks, and else as it is.
+def begin_mark(name: str) -> str:
+    """Return the line below which a page has the figures of a benchmark."""
+    return f"<!-- figures of {name} -->"
+
+
+def replace_figures(page: str, name: str, document: Mapping[str, Any]) -> str:
+    """Return a page with a benchmark's figures between its marks, and else as it is.
 
     Raises:
-        ValueError: The page has not each mark once, in their order.
+        ValueError: The page has no such mark, or two, or no end below it.
     """
-    before, begin, rest = page.partition(BEGIN)
+    mark = begin_mark(name)
+    before, begin, rest = page.partition(mark)
     _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in before + after:
-        raise ValueError(f"the page needs the line {BEGIN} and below it the line {END}, each once.")
-    return f"{before}{BEGIN}\n{figures_markdown(document)}\n{END}{after}"
+    if not (begin and end) or mark in rest:
+        raise ValueError(f"the page needs the line {mark} once, and below it the line {END}.")
+    return f"{before}{mark}\n{figures_markdown(document)}\n{END}{after}"
 
 
-def update_page(path: Path, document: Mapping[str, Any]) -> None:
-    """Put a document's figures into a page on the disk."""
+def update_page(path: Path, name: str, document: Mapping[str, Any]) -> None:
+    """Put a benchmark's figures into a page on the disk."""
     page = path.read_text(encoding="utf-8")
-    path.write_text(replace_figures(page, document), encoding="utf-8")
+    path.write_text(replace_figures(page, name, document), encoding="utf-8")
 
 
 def _part(name: str, part: Mapping[str, Any]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from benchmarks.course import Course
-from benchmarks.guests import GUESTS, SCHEDULE
-from benchmarks.packing_equality import course_figures
+from benchmarks.packing.course import Course
+from benchmarks.packing.equality import course_figures
+from benchmarks.packing.guests import GUESTS, SCHEDULE
 from trainers.protocol import Report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.packing_flow import (
+from benchmarks.packing.flow import (
     NUM_TRIALS,
     FlowError,
     mean_pack,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from benchmarks.cases import Case
 from benchmarks.figures import ratio
-from benchmarks.pack import Pack
+from benchmarks.packing.cases import Case
+from benchmarks.packing.pack import Pack
 from benchmarks.rounds import measure_in_turn
 
 LEAST_RATIO = 2.0

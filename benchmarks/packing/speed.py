@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
-from benchmarks.base_pass import BasePass
-from benchmarks.cases import Case, read_text
 from benchmarks.figures import Figure, at_least, at_most, ratio
-from benchmarks.pack import Pack
-from benchmarks.packing_profile import Profile
-from benchmarks.peft_in_turn import PeftInTurn, load_stock_model
+from benchmarks.packing.base_pass import BasePass
+from benchmarks.packing.cases import Case, read_text
+from benchmarks.packing.pack import Pack
+from benchmarks.packing.peft_in_turn import PeftInTurn, load_stock_model
+from benchmarks.packing.profile import Profile
+from benchmarks.packing.rows import Rows
 from benchmarks.rounds import Contestant, measure_in_turn
-from benchmarks.rows import Rows
 
 PEFT_GOALS = {
     "8x1x32": 2.0,

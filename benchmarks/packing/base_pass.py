@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.rows import Rows, stack
+from benchmarks.packing.rows import Rows, stack
 
 
 class BasePass:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from benchmarks.cases import TEXT_FILE
 from benchmarks.conditions import ROOT
 from benchmarks.figures import Figure, at_least
+from benchmarks.packing.cases import TEXT_FILE
 from hpo import trial_log
 from hpo.checkpoints import CheckpointStore
 

@@ -6,11 +6,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.cases import TEXT_FILE, Case, read_text
-from benchmarks.course import Course
 from benchmarks.figures import Figure, at_least, at_most
-from benchmarks.guests import GUESTS, SCHEDULE, Guest
-from benchmarks.pack import Pack
+from benchmarks.packing.cases import TEXT_FILE, Case, read_text
+from benchmarks.packing.course import Course
+from benchmarks.packing.guests import GUESTS, SCHEDULE, Guest
+from benchmarks.packing.pack import Pack
 from trainers.lora import LoraTrainer
 from trainers.protocol import Trainer
 

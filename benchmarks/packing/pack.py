@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, write_rows
-from benchmarks.rows import Rows
+from benchmarks.packing.cases import Case, write_rows
+from benchmarks.packing.rows import Rows
 from trainers.lora.engine import Engine
 from trainers.lora.model.base_model import load_tokenizer
 from trainers.lora.options import LoraOptions

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.cases import Case, read_text
 from benchmarks.figures import Figure, at_most, ratio
+from benchmarks.packing.cases import Case, read_text
 
 NUM_TRIALS = 8
 NUM_STEPS = 3
@@ -76,7 +76,7 @@ def _peak(model: str, num_trials: int, threads: int) -> Peak:
     """Load the base model and train trials for some steps; return this process's peak."""
     import torch
 
-    from benchmarks.pack import Pack
+    from benchmarks.packing.pack import Pack
 
     torch.set_num_threads(threads)
     pack = Pack(model, Case(num_trials, 4, 64), read_text())

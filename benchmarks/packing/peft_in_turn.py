@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from benchmarks.rows import Rows
+from benchmarks.packing.rows import Rows
 
 
 def load_stock_model(model: str, quantized: bool) -> Any:

@@ -1,0 +1,1 @@
+"""What it is worth that trials share a pass: ``python -m benchmarks.packing``."""
