@@ -240,11 +240,15 @@ class CheckpointStore:
     def delete(self, trial: int, keep: Collection[int] = ()) -> None:
         """Delete a trial's checkpoints but those of some steps; its log stays.
 
-        A crash leaves no torn one behind.
+        They are out of sight at once, and a crash leaves no torn one behind.
         """
         for step in self.steps(trial):
             if step not in keep:
                 self._shelf.remove(trial, step)
+
+    def finish_deleting(self) -> None:
+        """Wait until the bytes of what was deleted are free."""
+        self._shelf.finish_deleting()
 
     def sweep(self, trial: int, older_than_s: float) -> None:
         """Delete what killed writers left of a trial, if nothing was written there for so long."""

@@ -6,16 +6,18 @@ again for those that somebody looks at. Decides nothing and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import copy
+import datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.mirror import Mirror
 from hpo.standing import Standing
-from hpo.storage.attributes import DIGEST, SAMPLER_STATE
+from hpo.storage.attributes import DIGEST, SAMPLER_STATE, lightly
 from hpo.storage.row_shapes import check_order
 from hpo.studies import StudyRecord, TrialRecord, trial_record
 from search_spaces import SearchSpace, SpaceError
@@ -51,6 +53,7 @@ class KnownTrials:
         self._record = record
         self._space = space
         self._ids: list[int] = []
+        self._newest_id = 0
         self._ranges_of: dict[frozenset[str], dict[str, BaseDistribution]] = {}
         self._remembered: dict[int, TrialRecord] = {}
 
@@ -73,8 +76,13 @@ class KnownTrials:
         for trial in self._record.stored.all(light=True):
             self._see(trial)
 
+    @property
+    def newest_id(self) -> int:
+        """The greatest id of a trial; later ones have greater ids. 0 without any."""
+        return self._newest_id
+
     def see(self, trial_id: int) -> None:
-        """Read one trial as it is stored now."""
+        """Read one trial as it is stored now: another driver may have had it."""
         for trial in self._record.stored.of([trial_id], light=True):
             self._see(trial)
 
@@ -85,7 +93,7 @@ class KnownTrials:
             for number in self.standing.unfinished
             if number not in own
         }
-        for trial in self._record.stored.changed(len(self), theirs):
+        for trial in self._record.stored.changed(self._newest_id, theirs):
             self._see(trial)
 
     def add_report(self, number: int, validation: int, name: str, said: Any, value: float) -> None:
@@ -93,10 +101,46 @@ class KnownTrials:
         self[number].system_attrs[name] = said
         self.mirror.add_report(number, validation, value)
 
+    def add(self, trial: FrozenTrial) -> None:
+        """Take a trial that this driver has just stored."""
+        self._see(trial)
+
+    def release(self, number: int) -> None:
+        """Take that this driver has just handed a trial back."""
+        waiting = copy.copy(self[number])
+        waiting.state = TrialState.WAITING
+        self._see(waiting)
+
+    def end(
+        self,
+        number: int,
+        state: TrialState,
+        value: float | None,
+        said: Mapping[str, Any],
+        completed: datetime.datetime,
+    ) -> None:
+        """Take how this driver has just ended a trial.
+
+        Args:
+            number: Of the trial.
+            state: It has ended with.
+            value: It was told with.
+            said: The attributes that were stored with its end.
+            completed: When.
+        """
+        ended = copy.copy(self[number])
+        ended.state, ended.datetime_complete = state, completed
+        ended.values = None if value is None else [value]
+        ended.system_attrs = {**ended.system_attrs, **said}
+        self._remember(trial_record(ended, self._record.spec))
+        ended.system_attrs = lightly(ended.system_attrs)
+        self._see(ended)
+
     def _see(self, trial: FrozenTrial) -> None:
         check_order(self._record.name, trial, len(self))
         if trial.number == len(self):
             self._ids.append(trial._trial_id)
+            self._newest_id = max(self._newest_id, trial._trial_id)
         self.mirror.put(trial, self._ranges(trial))
         self.standing.see(trial)
         self.digests.add(str(trial.system_attrs.get(DIGEST)))
@@ -127,10 +171,14 @@ class KnownTrials:
         if missing:
             for stored in self._record.stored.of(missing):
                 trial = trial_record(stored, self._record.spec)
-                found[trial.number] = self._remembered[trial.number] = trial
-            while len(self._remembered) > max(REMEMBERED, len(numbers)):
-                del self._remembered[next(iter(self._remembered))]
+                found[trial.number] = trial
+                self._remember(trial)
         return [found[number] for number in numbers]
+
+    def _remember(self, trial: TrialRecord) -> None:
+        self._remembered[trial.number] = trial
+        while len(self._remembered) > REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
 
     def leaders(self, num_trials: int) -> list[TrialRecord]:
         """Return the best completed trials, best first."""

@@ -27,7 +27,7 @@ from hpo.errors import CheckpointError, ExhaustedError, LeaseLostError
 from hpo.keeping import LEFTOVER_AGE_S, Keeper
 from hpo.known_trials import KnownTrials
 from hpo.proposals import Proposer
-from hpo.storage.attributes import CONFIG, LOSSES, REPORT
+from hpo.storage.attributes import CONFIG, CONSTRAINTS, END, INFEASIBLE, LOSSES, REPORT
 from hpo.storage.database import Lock, Turn, shown
 from hpo.storage.row_shapes import readable
 from hpo.storage.rows import Rows
@@ -131,9 +131,14 @@ class Study:
         for trial_id in self._rows.free(list(numbers)):
             epoch = self._rows.claim(trial_id)
             number = numbers[trial_id]
-            if epoch is not None and self._claim(number, trial_id, epoch, adopted=True) is not None:
-                faults.reached("adopted")
-                return number
+            if epoch is None:
+                continue
+            self._trials.see(trial_id)
+            if self._trials[number].state.is_finished():  # it stood still, and another has ended it
+                continue
+            self._hold(number, epoch, adopted=True)
+            faults.reached("adopted")
+            return number
         return None
 
     def _propose(self) -> Claim | None:
@@ -151,22 +156,18 @@ class Study:
             raise
         faults.reached("proposed")
         leftovers = self.store.steps(number)
-        trial_id = self._rows.insert(number, proposal)
-        if trial_id is None:  # another driver has stored one since, without our seeing it
+        trial = self._rows.insert(number, self._trials.newest_id, proposal)
+        if trial is None:  # another driver has stored one since, without our seeing it
             return None
         if leftovers:  # of a trial whose row went with the power, or with a backup put back
             self.store.delete(number)
-        claim = self._claim(number, trial_id, 1, adopted=False)
+        self._trials.add(trial)
+        claim = self._hold(number, 1, adopted=False)
         faults.reached("running")
         return claim
 
-    def _claim(self, number: int, trial_id: int, epoch: int, *, adopted: bool) -> Claim | None:
-        """Hold a trial; None if this driver stood still since, and another has ended it."""
-        self._trials.see(trial_id)
-        trial = self._trials[number]
-        if trial.state.is_finished():
-            return None
-        config = dict(trial.system_attrs[CONFIG])
+    def _hold(self, number: int, epoch: int, *, adopted: bool) -> Claim:
+        config = dict(self._trials[number].system_attrs[CONFIG])
         claim = Claim(number, epoch, config, adopted)
         self._claims[number] = claim
         return claim
@@ -313,7 +314,7 @@ class Study:
         self._rows.release(self._trials.id_of(number), epoch)
         del self._claims[number]
         faults.reached("released")
-        self._trials.see(self._trials.id_of(number))
+        self._trials.release(number)
 
     def _end(
         self, number: int, reason: str, message: str | None, notes: Sequence[str] = ()
@@ -328,16 +329,12 @@ class Study:
         value = None if is_infeasible else _told_value(trial, state, best)
         end = {"reason": reason, "message": message, "notes": list(notes)}
         faults.reached("judged")
-        self._rows.end(
-            self._trials.id_of(number),
-            self._epoch(number),
-            state,
-            value,
-            end,
-            is_infeasible=is_infeasible,
-        )
+        constraints = INFEASIBLE if is_infeasible else None
+        trial_id, epoch = self._trials.id_of(number), self._epoch(number)
+        completed = self._rows.end(trial_id, epoch, state, value, end, constraints)
         faults.reached("told")
-        self._trials.see(self._trials.id_of(number))
+        said = {END: end} if constraints is None else {END: end, CONSTRAINTS: constraints}
+        self._trials.end(number, state, value, said, completed)
         del self._claims[number]
         if state is TrialState.COMPLETE:
             self._write_best()
@@ -460,6 +457,7 @@ class Study:
             except LeaseLostError:
                 self.drop(number)
         self._sweep()
+        self.store.finish_deleting()
         self._rows.leave()
 
     def _see_other_drivers(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 # Of a study
 SPEC = "hpo:spec"
 VERSION = "hpo:version"  # of the hpo that wrote the spec last
@@ -20,3 +23,8 @@ SAMPLER_STATE = (
 )
 CONSTRAINTS = "constraints"  # Optuna's own, in the form that optuna-dashboard 0.21 reads too
 INFEASIBLE = [1.0]  # of a trial that fits on no device; of Optuna's samplers TPE minds it
+
+
+def lightly(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what samplers and pruners need of a trial that has ended: not its config and metrics."""
+    return {k: v for k, v in attributes.items() if k != CONFIG and not k.startswith(REPORT)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -221,6 +221,20 @@ class Database:
 
         return self.guarded(once)
 
+    def ask(self, query: sa.Executable, parameters: Mapping[str, Any]) -> Sequence[sa.Row[Any]]:
+        """Return the rows of one query: on a server one round trip, without a transaction's three.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+
+        def once() -> Sequence[sa.Row[Any]]:
+            with self.engine.connect() as connection:
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+                return connection.execute(query, parameters).all()
+
+        return self.guarded(once)
+
     def guarded(self, action: Callable[[], _T]) -> _T:
         """Do something with the database, again while its fault may pass (busy, restarted, cut off).
 
@@ -279,8 +293,11 @@ class Database:
         """
         connection = self.engine.connect()
         try:
-            _set_timeouts(connection, silence_s / 4, silence_s)
-            _lock(connection, lock, study_id)
+            limits = "".join(
+                f"SET LOCAL {n} = {ms};" for n, ms in _limits(silence_s / 4, silence_s)
+            )
+            taking = f"SELECT pg_advisory_xact_lock({int(lock)}, {int(study_id)})"
+            connection.exec_driver_sql(limits + taking)  # one round trip
         except BaseException as error:
             with contextlib.suppress(DBAPIError):
                 connection.rollback()

@@ -5,6 +5,7 @@ Knows no table and no connection; ``hpo.storage.database`` passes every act thro
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sqlite3
@@ -146,6 +147,10 @@ def opens_later(error: BaseException) -> bool:
     return code in BUSY or code == "55P03" or any(word in str(fault.orig) for word in _SOON)
 
 
+class _MayPassError(Exception):
+    """An action has met a fault that may be gone at the next try."""
+
+
 class Patience:
     """Does things with a database, again while their fault may pass, and says so if that takes long.
 
@@ -170,6 +175,21 @@ class Patience:
         Raises:
             StorageError: The fault lasts.
         """
+        if not self._gave_up:
+            with contextlib.suppress(_MayPassError):
+                return self._once(action, passes)
+        return self._again(action, passes)
+
+    def _once(self, action: Callable[[], _T], passes: Callable[[BaseException], bool]) -> _T:
+        """Return what an action returns; nearly every one goes well, and costs nothing more."""
+        try:
+            return action()
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if passes(error):
+                raise _MayPassError from None
+            raise storage_error(self._name, _cause(error)) from None
+
+    def _again(self, action: Callable[[], _T], passes: Callable[[BaseException], bool]) -> _T:
         told = False
 
         def tell(state: RetryCallState) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -93,13 +94,17 @@ class Leases:
         ).scalar()
         return None if inserted is None else int(inserted)
 
+    def begin(self, connection: sa.Connection, trial_id: int) -> None:
+        """Hold a trial that this very transaction makes, under epoch 1."""
+        connection.execute(self._first, {"trial_id": trial_id})
+
     def hold(self, connection: sa.Connection, trial_id: int, epoch: int) -> None:
         """Renew a lease; nobody can claim the trial before the transaction ends.
 
         Raises:
             LeaseLostError: Another driver has claimed it.
         """
-        if not self._set(connection, trial_id, epoch, self._until):
+        if not self._set(connection, self._renewal, trial_id, epoch):
             raise LeaseLostError(
                 f"another driver has taken over this trial (its lease of {self.lease_s:g} s ran "
                 f"out); what this driver has of it is dropped."
@@ -117,7 +122,7 @@ class Leases:
 
     def let_go(self, connection: sa.Connection, trial_id: int, epoch: int) -> None:
         """Let anyone claim the trial at once."""
-        self._set(connection, trial_id, epoch, sa.literal(0.0))
+        self._set(connection, self._setting(sa.literal(0.0)), trial_id, epoch)
 
     def renew(self, connection: sa.Connection, claims: Sequence[tuple[int, int]]) -> list[int]:
         """Renew many leases, (trial id, epoch) each; return the trials of those that are lost."""
@@ -125,7 +130,7 @@ class Leases:
         return [
             trial_id
             for trial_id, epoch in ordered
-            if not self._set(connection, trial_id, epoch, self._until)
+            if not self._set(connection, self._renewal, trial_id, epoch)
         ]
 
     def breathe(self, connection: sa.Connection, study_id: int) -> None:
@@ -157,21 +162,29 @@ class Leases:
     def _until(self) -> sa.ColumnElement[float]:
         return self.now + self.lease_s
 
-    def _set(
-        self,
-        connection: sa.Connection,
-        trial_id: int,
-        epoch: int,
-        expires_at: sa.ColumnElement[float],
-    ) -> bool:
-        """Give an own lease another end; return whether it is still this driver's."""
-        result = connection.execute(
+    @cached_property
+    def _renewal(self) -> sa.Update:
+        """Gives an own lease another lease's length. Made once: it is part of nearly every write."""
+        return self._setting(self._until)
+
+    @cached_property
+    def _first(self) -> sa.Insert:
+        values = {"owner": self.owner, "epoch": 1, "expires_at": self._until}
+        return LEASES.insert().values(trial_id=sa.bindparam("trial_id"), **values)
+
+    def _setting(self, expires_at: sa.ColumnElement[float]) -> sa.Update:
+        return (
             LEASES.update()
             .where(
-                LEASES.c.trial_id == trial_id,
+                LEASES.c.trial_id == sa.bindparam("held_id"),
                 LEASES.c.owner == self.owner,
-                LEASES.c.epoch == epoch,
+                LEASES.c.epoch == sa.bindparam("held_epoch"),
             )
             .values(expires_at=expires_at)
         )
-        return bool(result.rowcount)
+
+    @staticmethod
+    def _set(connection: sa.Connection, setting: sa.Update, trial_id: int, epoch: int) -> bool:
+        """Give an own lease another end; return whether it is still this driver's."""
+        held = {"held_id": trial_id, "held_epoch": epoch}
+        return bool(connection.execute(setting, held).rowcount)

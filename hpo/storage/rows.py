@@ -8,6 +8,7 @@ Reading is in ``hpo.storage.stored_trials``.
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,11 +16,11 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import StudyError
 from hpo.proposals import Proposal
-from hpo.storage.attributes import CONFIG, CONSTRAINTS, DIGEST, END, INFEASIBLE, LOSSES, REPORT
+from hpo.storage.attributes import CONFIG, CONSTRAINTS, DIGEST, END, LOSSES, REPORT
 from hpo.storage.database import Database, Lock
 from hpo.storage.leases import LEASES, Leases, insert_into
 from hpo.storage.stored_trials import (
@@ -31,6 +32,8 @@ from hpo.storage.stored_trials import (
     TRIALS,
     USER_ATTRIBUTES,
     VALUES,
+    distribution,
+    local,
 )
 
 _T = TypeVar("_T")
@@ -51,33 +54,44 @@ class Rows:
         self._database = database
         self._study_id = study_id
         self._leases = Leases(database, owner, lease_s)
+        self._report = _insert_report(database)
+        self._put_said = _upsert(database, ATTRIBUTES)
+        self._put_shown = _upsert(database, USER_ATTRIBUTES)
 
-    def insert(self, number: int, proposal: Proposal) -> int | None:
+    def insert(self, number: int, newest_id: int, proposal: Proposal) -> FrozenTrial | None:
         """Store a proposal as a running trial that this driver holds, under epoch 1.
 
-        Returns:
-            The trial's id; None if another driver has stored a trial of this number.
-        """
-        return self._do(lambda connection: self._insert(connection, number, proposal))
+        Args:
+            number: The trial's.
+            newest_id: Of the trial before; later ones have greater ids.
+            proposal: What to store.
 
-    def _insert(self, connection: sa.Connection, number: int, proposal: Proposal) -> int | None:
+        Returns:
+            The trial as it is read; None if another driver has stored a trial of this number.
+        """
+        rows = _rows_of(proposal)
+        found = self._do(lambda connection: self._insert(connection, number, newest_id, *rows))
+        return None if found is None else _as_read(*found, number, *rows)
+
+    def _insert(
+        self,
+        connection: sa.Connection,
+        number: int,
+        newest_id: int,
+        params: Sequence[Mapping[str, Any]],
+        attributes: Sequence[Mapping[str, Any]],
+    ) -> tuple[int, datetime.datetime] | None:
         self._database.lock_in(connection, Lock.INSERTING, self._study_id)
-        of_number = (TRIALS.c.study_id == STUDIES.c.study_id) & (TRIALS.c.number == number)
-        there = connection.execute(
-            sa.select(TRIALS.c.trial_id, LEASES.c.owner, LEASES.c.epoch)
-            .select_from(STUDIES)
-            .join(TRIALS, of_number, isouter=True)
-            .join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id, isouter=True)
-            .where(STUDIES.c.study_id == self._study_id)
-        ).first()
+        asked = {"study_id": self._study_id, "number": number, "newest_id": newest_id}
+        there = connection.execute(_THERE, asked).first()
         if there is None:
             raise StudyError(
                 "the study was deleted while this driver was away; it has nothing left."
             )
         if there.trial_id is not None:
             is_ours = (there.owner, there.epoch) == (self._leases.owner, 1)
-            return int(there.trial_id) if is_ours else None
-        trial_id = connection.execute(
+            return (int(there.trial_id), there.datetime_start) if is_ours else None
+        trial_id, began = connection.execute(
             TRIALS.insert()
             .values(
                 number=number,
@@ -85,36 +99,14 @@ class Rows:
                 state=TrialState.RUNNING,
                 datetime_start=self._leases.utc,
             )
-            .returning(TRIALS.c.trial_id)
-        ).scalar_one()
-        self._insert_proposal(connection, trial_id, proposal)
-        assert self._leases.claim(connection, trial_id) == 1
-        return int(trial_id)
-
-    def _insert_proposal(
-        self, connection: sa.Connection, trial_id: int, proposal: Proposal
-    ) -> None:
-        params = [
-            {
-                "trial_id": trial_id,
-                "param_name": name,
-                "param_value": proposal.distributions[name].to_internal_repr(value),
-                "distribution_json": distribution_to_json(proposal.distributions[name]),
-            }
-            for name, value in proposal.params.items()
-        ]
+            .returning(TRIALS.c.trial_id, TRIALS.c.datetime_start)
+        ).one()
         if params:
-            connection.execute(PARAMS.insert(), params)
-        attributes = {
-            **proposal.system_attrs,
-            CONFIG: proposal.config,
-            DIGEST: proposal.digest,
-        }
-        rows = [
-            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-            for key, value in attributes.items()
-        ]
-        connection.execute(ATTRIBUTES.insert(), rows)
+            connection.execute(PARAMS.insert(), [{"trial_id": trial_id, **row} for row in params])
+        said = [{"trial_id": trial_id, **row} for row in attributes]
+        connection.execute(ATTRIBUTES.insert(), said)
+        self._leases.begin(connection, trial_id)
+        return int(trial_id), began
 
     def free(self, trial_ids: Sequence[int]) -> list[int]:
         """Return those of some trials that a claim may get, in their order."""
@@ -146,22 +138,12 @@ class Rows:
         self, trial_id: int, epoch: int, validation: int, said: Mapping[str, Any], value: float
     ) -> None:
         """Store a validation: its value for Optuna, and all that the trainer said of it."""
-        with_value = (
-            insert_into(self._database, REPORTS)
-            .values(
-                trial_id=trial_id,
-                step=validation,
-                intermediate_value=value,
-                intermediate_value_type=_FINITE_REPORT,
-            )
-            .on_conflict_do_nothing()
-            .returning(REPORTS.c.step)
-        )
+        filed = {"trial_id": trial_id, "step": validation, "intermediate_value": value}
 
         def act(connection: sa.Connection) -> None:
             self._leases.hold(connection, trial_id, epoch)
-            if connection.execute(with_value).first() is not None:  # what is said stays as it is
-                self._put(connection, ATTRIBUTES, trial_id, {f"{REPORT}{validation}": said})
+            if connection.execute(self._report, filed).first() is not None:  # said once is said
+                self._put(connection, self._put_said, trial_id, {f"{REPORT}{validation}": said})
 
         self._do(act)
 
@@ -170,7 +152,7 @@ class Rows:
 
         def act(connection: sa.Connection) -> None:
             self._leases.hold(connection, trial_id, epoch)
-            self._put(connection, ATTRIBUTES, trial_id, {LOSSES: list(losses)})
+            self._put(connection, self._put_said, trial_id, {LOSSES: list(losses)})
 
         self._do(act)
 
@@ -181,31 +163,35 @@ class Rows:
         state: TrialState,
         value: float | None,
         end: Mapping[str, Any],
-        *,
-        is_infeasible: bool,
-    ) -> None:
-        """Store how a trial ended, and the value that samplers learn from."""
+        constraints: Sequence[float] | None = None,
+    ) -> datetime.datetime:
+        """Store how a trial ended, and the value that samplers learn from; return when."""
         attributes: dict[str, Any] = {END: end}
-        if is_infeasible:
-            attributes[CONSTRAINTS] = INFEASIBLE
+        if constraints is not None:
+            attributes[CONSTRAINTS] = constraints
         shown = {"ended": end["reason"]}
         if end["message"]:
             shown["message"] = end["message"][:2000]
 
-        def act(connection: sa.Connection) -> None:
+        def act(connection: sa.Connection) -> datetime.datetime:
             self._leases.hold(connection, trial_id, epoch)
-            stored = sa.select(TRIALS.c.state).where(TRIALS.c.trial_id == trial_id)
-            if connection.execute(stored).scalar_one() in FINISHED:
-                return  # by this very driver, before a fault that came behind its commit
-            self._put(connection, ATTRIBUTES, trial_id, attributes)
-            self._put(connection, USER_ATTRIBUTES, trial_id, shown)
+            ended = connection.execute(
+                TRIALS.update()
+                .where(TRIALS.c.trial_id == trial_id, TRIALS.c.state.not_in(FINISHED))
+                .values(state=state, datetime_complete=self._leases.utc)
+                .returning(TRIALS.c.datetime_complete)
+            ).scalar()
+            if ended is None:  # by this very driver, before a fault that came behind its commit
+                then = sa.select(TRIALS.c.datetime_complete).where(TRIALS.c.trial_id == trial_id)
+                return local(connection.execute(then).scalar_one())
+            self._put(connection, self._put_said, trial_id, attributes)
+            self._put(connection, self._put_shown, trial_id, shown)
             if value is not None:
                 told = {"trial_id": trial_id, "objective": 0, "value": value}
                 connection.execute(VALUES.insert().values(**told, value_type=_FINITE))
-            ended = TRIALS.update().where(TRIALS.c.trial_id == trial_id)
-            connection.execute(ended.values(state=state, datetime_complete=self._leases.utc))
+            return local(ended)
 
-        self._do(act)
+        return self._do(act)
 
     def release(self, trial_id: int, epoch: int) -> None:
         """Hand a trial back, to be claimed by anyone at once; one that has ended stays as it is."""
@@ -254,22 +240,93 @@ class Rows:
 
     # Ways
 
+    @staticmethod
     def _put(
-        self,
         connection: sa.Connection,
-        table: sa.Table,
+        upsert: sa.Insert,
         trial_id: int,
         attributes: Mapping[str, Any],
     ) -> None:
-        for key, value in attributes.items():
-            text = json.dumps(value)
-            connection.execute(
-                insert_into(self._database, table)
-                .values(trial_id=trial_id, key=key, value_json=text)
-                .on_conflict_do_update(
-                    index_elements=[table.c.trial_id, table.c.key], set_={"value_json": text}
-                )
-            )
+        rows = [
+            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in attributes.items()
+        ]
+        connection.execute(upsert, rows if len(rows) > 1 else rows[0])
 
     def _do(self, action: Callable[[sa.Connection], _T]) -> _T:
         return self._database.write(action)
+
+
+_THERE = (
+    sa.select(TRIALS.c.trial_id, TRIALS.c.datetime_start, LEASES.c.owner, LEASES.c.epoch)
+    .select_from(STUDIES)
+    .join(
+        TRIALS,
+        (TRIALS.c.study_id == STUDIES.c.study_id)
+        & (TRIALS.c.trial_id > sa.bindparam("newest_id"))
+        & (TRIALS.c.number == sa.bindparam("number")),
+        isouter=True,
+    )
+    .join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id, isouter=True)
+    .where(STUDIES.c.study_id == sa.bindparam("study_id"))
+)
+"""Whether there is a trial of a number, and whose. No row: the study is gone.
+
+By the primary key: Optuna has no index of numbers, and to look at all trials would take milliseconds.
+"""
+
+
+def _insert_report(database: Database) -> sa.Insert:
+    """Return what stores a validation's value, once, and returns its step if it did."""
+    insert = insert_into(database, REPORTS).values(intermediate_value_type=_FINITE_REPORT)
+    return insert.on_conflict_do_nothing().returning(REPORTS.c.step)
+
+
+def _upsert(database: Database, table: sa.Table) -> sa.Insert:
+    """Return what sets attributes of a trial, those that it has too."""
+    insert = insert_into(database, table)
+    return insert.on_conflict_do_update(
+        index_elements=[table.c.trial_id, table.c.key],
+        set_={"value_json": insert.excluded.value_json},
+    )
+
+
+def _rows_of(proposal: Proposal) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of a proposal's parameters and attributes, without the trial's id."""
+    params = [
+        {
+            "param_name": name,
+            "param_value": proposal.distributions[name].to_internal_repr(value),
+            "distribution_json": distribution_to_json(proposal.distributions[name]),
+        }
+        for name, value in proposal.params.items()
+    ]
+    attributes = {**proposal.system_attrs, CONFIG: proposal.config, DIGEST: proposal.digest}
+    return params, [
+        {"key": key, "value_json": json.dumps(value)} for key, value in attributes.items()
+    ]
+
+
+def _as_read(
+    trial_id: int,
+    began: datetime.datetime,
+    number: int,
+    params: Sequence[Mapping[str, Any]],
+    attributes: Sequence[Mapping[str, Any]],
+) -> FrozenTrial:
+    """Return a trial of these rows, as ``hpo.storage.stored_trials`` would read it."""
+    ranges = {row["param_name"]: distribution(row["distribution_json"]) for row in params}
+    values = {row["param_name"]: row["param_value"] for row in params}
+    return FrozenTrial(
+        number=number,
+        trial_id=trial_id,
+        state=TrialState.RUNNING,
+        value=None,
+        datetime_start=local(began),
+        datetime_complete=None,
+        params={name: ranges[name].to_external_repr(value) for name, value in values.items()},
+        distributions=ranges,
+        user_attrs={},
+        system_attrs={row["key"]: json.loads(row["value_json"]) for row in attributes},
+        intermediate_values={},
+    )

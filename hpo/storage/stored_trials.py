@@ -31,7 +31,7 @@ VALUES = cast(sa.Table, models.TrialValueModel.__table__)
 REPORTS = cast(sa.Table, models.TrialIntermediateValueModel.__table__)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
-_distribution = functools.lru_cache(maxsize=1024)(json_to_distribution)
+distribution = functools.lru_cache(maxsize=1024)(json_to_distribution)
 _value = models.TrialValueModel.stored_repr_to_value
 _reported = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
 
@@ -58,36 +58,23 @@ class StoredTrials:
         """
         return self._read(sa.true(), light=light)
 
-    def changed(self, num_known: int, unfinished: Mapping[int, int]) -> list[FrozenTrial]:
+    def changed(self, newest_id: int, unfinished: Mapping[int, int]) -> list[FrozenTrial]:
         """Return the trials that are new, have ended or have reported since, lightly, by number.
 
         Args:
-            num_known: Trials that the caller knows.
+            newest_id: Of the newest trial that the caller knows; later ones have greater ids.
             unfinished: Ids of those of them that may have changed -> how many reports it knows.
         """
-        mine = TRIALS.c.study_id == self.study_id
-        new = sa.select(TRIALS.c.trial_id).where(mine, TRIALS.c.number >= num_known)
-        known = (
-            sa.select(TRIALS.c.trial_id, TRIALS.c.state, sa.func.count(REPORTS.c.step))
-            .join(REPORTS, REPORTS.c.trial_id == TRIALS.c.trial_id, isouter=True)
-            .where(mine, TRIALS.c.trial_id.in_(unfinished))
-            .group_by(TRIALS.c.trial_id, TRIALS.c.state)
-        )
-
-        def read(connection: sa.Connection) -> list[FrozenTrial]:
-            ids = list(connection.execute(new).scalars())
-            ids += [
-                trial_id
-                for trial_id, state, num_reports in (
-                    connection.execute(known) if unfinished else ()
-                )
-                if state in FINISHED or num_reports != unfinished[trial_id]
+        asked = {"study": self.study_id, "newest": newest_id, "ids": list(unfinished)}
+        with readable(self.name, shown(self.database.url)):
+            ids = [
+                row.trial_id
+                for row in self.database.ask(_SINCE, asked)
+                if row.trial_id > newest_id
+                or row.state in FINISHED
+                or row.num_reports != unfinished[row.trial_id]
             ]
-            if not ids:
-                return []
-            return _read_trials(connection, mine & TRIALS.c.trial_id.in_(ids), light=True)
-
-        return self._looked(read, light=True)
+        return self.of(ids, light=True) if ids else []
 
     def numbered(self, numbers: Sequence[int]) -> list[FrozenTrial]:
         """Return the trials of these numbers, by number."""
@@ -114,6 +101,26 @@ class StoredTrials:
         return trials
 
 
+_SINCE = sa.union_all(
+    *(
+        sa.select(
+            TRIALS.c.trial_id,
+            TRIALS.c.state,
+            sa.select(sa.func.count())
+            .where(REPORTS.c.trial_id == TRIALS.c.trial_id)
+            .correlate(TRIALS)
+            .scalar_subquery()
+            .label("num_reports"),
+        ).where(TRIALS.c.study_id == sa.bindparam("study"), which)
+        for which in (
+            TRIALS.c.trial_id > sa.bindparam("newest"),
+            TRIALS.c.trial_id.in_(sa.bindparam("ids", expanding=True)),
+        )
+    )
+)
+"""Trials that may have changed. One statement, because it comes with every verdict."""
+
+
 def _read_trials(
     connection: sa.Connection, chosen: sa.ColumnElement[bool], *, light: bool
 ) -> list[FrozenTrial]:
@@ -131,8 +138,8 @@ def _read_trials(
             trial_id=trial_id,
             state=state,
             value=None,
-            datetime_start=_local(start),
-            datetime_complete=_local(complete),
+            datetime_start=start and local(start),
+            datetime_complete=complete and local(complete),
             params={},
             distributions={},
             user_attrs={},
@@ -142,9 +149,9 @@ def _read_trials(
         for trial_id, number, state, start, complete in connection.execute(query)
     }
     for trial, row in _rows(connection, trials, chosen, PARAMS, PARAMS.c.param_id):
-        distribution: BaseDistribution = _distribution(row.distribution_json)
-        trial.distributions[row.param_name] = distribution
-        trial.params[row.param_name] = distribution.to_external_repr(row.param_value)
+        ranges: BaseDistribution = distribution(row.distribution_json)
+        trial.distributions[row.param_name] = ranges
+        trial.params[row.param_name] = ranges.to_external_repr(row.param_value)
     heavy = (ATTRIBUTES.c.key == CONFIG) | ATTRIBUTES.c.key.startswith(REPORT, autoescape=True)
     wanted = ~(heavy & TRIALS.c.state.in_(FINISHED)) if light else sa.true()
     for trial, row in _rows(connection, trials, chosen & wanted, ATTRIBUTES):
@@ -174,8 +181,6 @@ def _rows(
             yield trial, row
 
 
-def _local(stored: datetime.datetime | None) -> datetime.datetime | None:
+def local(stored: datetime.datetime) -> datetime.datetime:
     """Return a stored time, which is UTC, as Optuna shows it: local, without saying so."""
-    if stored is None:
-        return None
     return stored.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)

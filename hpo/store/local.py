@@ -1,7 +1,8 @@
 """Checkpoints in a local folder: written under a temporary name, fsynced, renamed.
 
 ``.STEP.ID`` is being written, ``.moved.STEP.ID`` gave way to a newer one of the same step,
-``.gone.STEP.ID`` is being deleted. A writer that was killed leaves one of them, and nothing that counts.
+``.gone.STEP.ID`` is being deleted, by a thread of its own: on a busy disk each file takes milliseconds.
+A process that was killed leaves one of them, and nothing that counts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from hpo import faults
@@ -29,6 +31,8 @@ class LocalShelf:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.work = root
+        self._deleter: ThreadPoolExecutor | None = None
+        self._deletion: Future[None] | None = None
 
     def where(self, trial: int, step: int) -> str:
         """Return a checkpoint's place, for people."""
@@ -120,12 +124,22 @@ class LocalShelf:
                     (folder / name).rename(folder / step)
 
     def remove(self, trial: int, step: int) -> None:
-        """Delete a checkpoint; out of sight first, so that a crash leaves no torn one."""
+        """Delete a checkpoint; out of sight at once, so that a crash leaves no torn one."""
         folder = self.root / str(trial)
         faults.reached("deleting")
         with contextlib.suppress(FileNotFoundError):
             (folder / str(step)).rename(folder / f".gone.{step}.{_mark()}")
         faults.reached("deleted")
+        if self._deleter is None:
+            self._deleter = ThreadPoolExecutor(1, "delete")
+        self._deletion = self._deleter.submit(self._free, folder, step)
+
+    def finish_deleting(self) -> None:
+        """Wait until what was removed is gone."""
+        if self._deletion is not None:
+            self._deletion.result()
+
+    def _free(self, folder: Path, step: int) -> None:
         self._sweep(folder, f".gone.{step}.")
         self._sweep(folder, f".moved.{step}.")
 
@@ -137,6 +151,7 @@ class LocalShelf:
 
     def clear(self) -> None:
         """Delete the study's folder."""
+        self.finish_deleting()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def drop(self, trial: int) -> None:

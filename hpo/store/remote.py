@@ -147,6 +147,9 @@ class RemoteShelf:
             faults.reached("deleted")
             self._delete_folder(at)
 
+    def finish_deleting(self) -> None:
+        """Nothing is left to wait for."""
+
     def sweep(self, trial: int, older_than_s: float) -> None:
         """Delete what killed writers left of a trial, if nothing was written there for so long.
 

@@ -90,6 +90,7 @@ def test_a_torn_one_is_replaced_by_writing_it_again(store: CheckpointStore) -> N
 def test_deleting_keeps_what_is_named_and_the_log(store: CheckpointStore) -> None:
     (store.trial_folder(3) / "metrics.jsonl").write_text("{}\n")
     store.delete(3, keep={4})
+    store.finish_deleting()
     assert sorted(path.name for path in store.trial_folder(3).iterdir()) == ["4", "metrics.jsonl"]
 
 

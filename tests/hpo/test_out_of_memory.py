@@ -10,7 +10,6 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from typer.testing import CliRunner
 
-import hpo.storage.rows
 import hpo.study
 from hpo.cli.app import app
 from hpo.config_file import read_config_file
@@ -72,7 +71,7 @@ def test_the_sampler_avoids_where_trials_do_not_fit(
     if until == 0:  # without reports, a trial that merely failed is invisible to TPE
         monkeypatch.setitem(hpo.study.STATE_OF_END, "out_of_memory", TrialState.FAIL)
     else:  # with reports, one that is merely pruned looks good, and prunes its betters
-        monkeypatch.setattr(hpo.storage.rows, "INFEASIBLE", [])
+        monkeypatch.setattr(hpo.study, "INFEASIBLE", [])
     ignored = num_too_large(search(tmp_path / "ignored", until, **changes))
     assert told <= ignored / 2, (told, ignored)
 

@@ -84,6 +84,7 @@ class TestContract:
     ) -> None:
         Hand.at(address).write("3/metrics.jsonl", b"{}\n")
         store.delete(3, keep={4})
+        store.finish_deleting()
         names = set(Hand.at(address).files())
         assert {name.split("/")[1] for name in names} == {"4", "metrics.jsonl"}
         assert store.newest(3).step == 4
