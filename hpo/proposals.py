@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 
 from hpo.errors import ExhaustedError
 from hpo.mirror import Mirror
-from hpo.samplers import GRID, build_sampler, derived_seed
+from hpo.samplers import GRID, build_sampler, common_ranges, derived_seed
 from hpo.spec import StudySpec
 from hpo.storage.attributes import SAMPLER_STATE
 from search_spaces import Scalar, SearchSpace
@@ -67,6 +67,7 @@ class Proposer:
         self._next_grid_index = 0
         self._num_points: int | None = None
         self._counted = False
+        self._common = common_ranges()
 
     def propose(self, number: int, seen: Set[str]) -> Proposal:
         """Return the config of the trial with this number, the next of the mirror.
@@ -115,7 +116,8 @@ class Proposer:
         if attempt >= OWN_ATTEMPTS:
             return RandomSampler(seed=derived_seed(self._spec.sampler.seed, number, attempt))
         grouped = self._space.has_conditions
-        return build_sampler(self._spec.sampler, number, attempt, grouped=grouped)
+        spec = self._spec.sampler
+        return build_sampler(spec, number, attempt, grouped=grouped, common=self._common)
 
     def _next_of_grid(self, seen: Set[str]) -> Proposal:
         points = self._space.grid_points()

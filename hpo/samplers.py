@@ -12,7 +12,8 @@ import inspect
 import warnings
 
 import optuna
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.search_space import IntersectionSearchSpace
 
 from hpo.errors import SpecError
 from hpo.lookup import find
@@ -43,7 +44,23 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool) -> BaseSampler:
+def common_ranges() -> IntersectionSearchSpace:
+    """Return what finds the ranges that all trials of a study have, for the TPE of each proposal.
+
+    It remembers which trials it has compared. Each new TPESampler (Optuna 5.0) has one of its own, which
+    compares all trials with each other: half of a proposal's time. What it finds is the same.
+    """
+    return IntersectionSearchSpace(include_pruned=True)
+
+
+def build_sampler(
+    spec: SamplerSpec,
+    number: int,
+    attempt: int,
+    *,
+    grouped: bool,
+    common: IntersectionSearchSpace | None = None,
+) -> BaseSampler:
     """Return the sampler for one attempt at proposing one trial.
 
     Args:
@@ -51,6 +68,7 @@ def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool
         number: The number the trial will have.
         attempt: Counts the proposals rejected before.
         grouped: The space has conditions: TPE shall sample each group of parameters together.
+        common: As ``common_ranges`` returned it for the same study.
 
     Raises:
         SpecError: The sampler is unknown or refuses its options.
@@ -86,4 +104,6 @@ def build_sampler(spec: SamplerSpec, number: int, attempt: int, *, grouped: bool
     except (TypeError, ValueError, ImportError) as error:
         raise SpecError(f"the sampler {spec.type!r} refuses its options: {error}") from error
     assert isinstance(sampler, BaseSampler)
+    if common is not None and type(sampler) is TPESampler:
+        sampler._search_space = common
     return sampler
