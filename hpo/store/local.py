@@ -175,11 +175,13 @@ class LocalShelf:
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of all files under a folder; what vanishes meanwhile does not count."""
+    """Return the bytes of all files under a folder; what vanishes or is being deleted does not count."""
     found = 0
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
+                if entry.name.startswith(".gone."):
+                    continue
                 if entry.is_dir(follow_symlinks=False):
                     found += size_of(Path(entry.path))
                 else:
