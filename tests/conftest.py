@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.postgres import Server, running_server
+from benchmarks.driver.postgres import Server, running_server
 from tests.s3_server import running_s3
 
 # Threads that wait for work shall sleep: by default they spin, and take the cores from other tests.

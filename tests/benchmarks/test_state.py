@@ -19,7 +19,7 @@ from tests.integration.command import environment
 def figures() -> dict[str, Any]:
     """Return the figures of a process of its own: memory is measured there."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.state"],
+        [sys.executable, "-m", "benchmarks.driver.state"],
         env=environment(),
         capture_output=True,
         text=True,

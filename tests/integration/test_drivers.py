@@ -27,7 +27,7 @@ from hpo.study import Study
 from hpo.verdicts import build_judge
 from tests.integration.command import wait_until
 from tests.integration.drivers import Driver, drive, open_only, stand_in, take_all, train_all
-from tests.integration.postgres import Server
+from benchmarks.driver.postgres import Server
 from tests.one_worker import again, make_spec, start
 from trainers.protocol import Report
 

@@ -13,7 +13,7 @@ from hpo.storage.database import Database
 from hpo.storage.leases import LEASES
 from hpo.study import Study
 from tests.integration.command import begin, hpo, journal, kill_group, wait_until, write_study
-from tests.integration.postgres import PASSWORD, Server
+from benchmarks.driver.postgres import PASSWORD, Server
 from tests.one_worker import Worker, again, make_spec, picture, sqlite, start
 from trainers.protocol import Report
 

@@ -15,7 +15,7 @@ import hpo.storage.database_faults
 from hpo.errors import StorageError
 from hpo.study import Study
 from tests.integration.cutting_proxy import cutting_proxy
-from tests.integration.postgres import PASSWORD, Server, running_server
+from benchmarks.driver.postgres import PASSWORD, Server, running_server
 from tests.integration.test_drivers import cut
 from tests.one_worker import Worker, again, make_spec, picture, sqlite, start
 from trainers.protocol import Report

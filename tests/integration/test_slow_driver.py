@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.command import begin, hpo, journal, wait_until, write_study
-from tests.integration.postgres import Server
+from benchmarks.driver.postgres import Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.soak]
 

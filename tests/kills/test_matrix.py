@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.postgres import Server
+from benchmarks.driver.postgres import Server
 from tests.kills.audit import audit, final_study, opened
 from tests.kills.eventful import ENDS, NUM_TRIALS, POINTS, Case
 

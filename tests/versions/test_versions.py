@@ -16,7 +16,7 @@ from hpo.store.manifest import FORMAT, MANIFEST
 from hpo.studies import create_study, open_study
 from hpo.study import Study
 from tests.in_process import hpo_here
-from tests.integration.postgres import Server
+from benchmarks.driver.postgres import Server
 from tests.one_worker import Worker, make_spec, picture, sqlite
 from tests.versions.make import FOLDER, NUM_TRIALS
 

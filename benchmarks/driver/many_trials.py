@@ -76,12 +76,13 @@ def finish(study: Study, number: int) -> None:
     history: list[Report] = []
     for validation in range(1, NUM_REPORTS + 1):
         history.append(report_of(number, validation))
-        study.store.write(number, 10 * validation, history, True, _save)
+        study.store.write(number, 10 * validation, history, True, save_empty)
         if study.report(number, history[-1]):
             return
 
 
-def _save(folder: Path) -> None:
+def save_empty(folder: Path) -> None:
+    """Write what a trainer writes of a trial, as small as can be."""
     for name in (ADAPTER_FOLDER, STATE_FOLDER):
         (folder / name).mkdir()
         (folder / name / "state.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""What a study costs when it is large: `python -m benchmarks.state [--trials 10000]`.
+"""What a study costs when it is large: `python -m benchmarks.driver.state [--trials 10000]`.
 
 The study alone, on SQLite, without Ray and without training: memory a trial, seconds until a resumed one
 may go on, milliseconds of a report with its verdict in a small and in the large study, and seconds of
@@ -24,7 +24,7 @@ from typing import Annotated
 import psutil
 import typer
 
-from benchmarks.many_trials import NUM_REPORTS, large_study, report_of, study_of
+from benchmarks.driver.many_trials import NUM_REPORTS, large_study, report_of, study_of
 from hpo.studies import open_study
 from hpo.study import Study
 

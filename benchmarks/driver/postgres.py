@@ -1,4 +1,4 @@
-"""A real PostgreSQL server on loopback, with passwords, for the length of a test run."""
+"""A real PostgreSQL server on loopback, with passwords, for a benchmark or a test run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 PASSWORD = "correct-horse-battery-staple"
 USER = "hpo"
+NOBODY = ("nobody", "nogroup")
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ def running_server() -> Iterator[Server]:
     """Start a server in a temporary folder, and stop it."""
     binaries = _binaries()
     # PostgreSQL refuses to run as root; then it is nobody's, in a folder of nobody's.
-    as_user = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
+    as_nobody = os.getuid() == 0
     folder = Path(tempfile.mkdtemp(prefix="hpo-postgres-"))
     try:
         (folder / "password").write_text(PASSWORD)
-        if as_user:
+        if as_nobody:
             for path in (folder, folder / "password"):
-                shutil.chown(path, as_user["user"], as_user["group"])
+                shutil.chown(path, *NOBODY)
         data = folder / "data"
         _run(
             [
@@ -69,22 +70,22 @@ def running_server() -> Iterator[Server]:
                 "--no-sync",
             ],
             folder,
-            as_user,
+            as_nobody,
         )
         port = _free_port()
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
         control = [f"{binaries}/pg_ctl", f"--pgdata={data}", "-w"]
         starting = [*control, "-o", options, "-l", str(folder / "log"), "start"]
         stopping = [*control, "-m", "immediate", "stop"]
-        _run(starting, folder, as_user)
+        _run(starting, folder, as_nobody)
         try:
             yield Server(
                 port,
-                lambda: _run(starting, folder, as_user),
-                lambda: _run(stopping, folder, as_user),
+                lambda: _run(starting, folder, as_nobody),
+                lambda: _run(stopping, folder, as_nobody),
             )
         finally:
-            _run(stopping, folder, as_user)
+            _run(stopping, folder, as_nobody)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -105,11 +106,18 @@ def _binaries() -> str:
     return str(Path(package.origin).parent / "pginstall" / "bin")
 
 
-def _run(command: list[str], folder: Path, as_user: dict[str, str]) -> None:
+def _run(command: list[str], folder: Path, as_nobody: bool) -> None:
+    user, group = NOBODY if as_nobody else (None, None)
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        **as_user,
-    )  # fmt: skip
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        user=user,
+        group=group,
+    )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
