@@ -42,7 +42,7 @@ class Admission:
         """Return what a trial with these options puts on the device."""
         lengths = self._dataset.train_lengths
         rows = min(options.per_device_train_batch_size, len(lengths))
-        return Load(self._weights.num_parameters(options), rows * padded(max(lengths)))
+        return Load(self._weights.num_parameters(options), padded(rows * max(lengths)))
 
     def fits(self, options: LoraOptions) -> bool:
         """Return whether a trial fits beside those present; alone it always does."""

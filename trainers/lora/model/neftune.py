@@ -20,7 +20,7 @@ class Noise:
 
     Attributes:
         start: The trial's first token in the pass, whose rows lie end to end.
-        widths: Of its rows, with padding.
+        widths: Of its rows.
         alpha: The noise's strength.
         seed: Of the draw.
     """

@@ -7,6 +7,7 @@ transformers knows. Nothing but speed is lost.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -174,8 +175,8 @@ def _logits(base: BaseModel, head: Head, rows: list[Tensor]) -> list[Tensor]:
         input_ids=torch.cat(rows),
         position_ids=torch.cat([torch.arange(len(row)) for row in rows]),
         targets=torch.cat(rows),
-        pieces=tuple(((len(row),), len(row)) for row in rows),
-        are_joined=False,
+        pieces=tuple((len(row),) for row in rows),
+        starts=(0, *accumulate(map(len, rows[:-1]))),
         num_tokens=sum(map(len, rows)),
         num_targets=sum(map(len, rows)),
     ).to(base.device)

@@ -1,7 +1,7 @@
 """Attention within rows that lie end to end.
 
 Registered with transformers as an attention of its own, in place of the model's for the time of a
-pass: it cuts queries, keys and values into rows, and calls the model's own function on all rows of
+pass: it lays queries, keys and values out as rows, and calls the model's own function on all rows of
 one width at once. Flash attention needs none of it: it keeps rows apart by their positions.
 """
 
@@ -11,6 +11,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from trainers.lora.pack.grid import Grid
 from trainers.lora.pack.narrow_attention import attend_narrow, suits
 from trainers.lora.pack.rows import Rows
 
@@ -38,6 +40,18 @@ class RowAttention:
     rows: Rows
     inner: str
     _masks: dict[object, Tensor] = field(default_factory=dict)
+    _grids: dict[torch.device, Grid | None] = field(default_factory=dict)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Where the tokens are in attention."""
+        return Grid.of(self.rows.starts, self.rows.lengths, self.rows.width)
+
+    def grid_on(self, device: torch.device) -> Grid | None:
+        """Return the grid on a device; None where the rows lie as attention wants them."""
+        if device not in self._grids:
+            self._grids[device] = None if self.grid.is_plain else self.grid.to(device)
+        return self._grids[device]
 
     def mask(self, run: int, window: int | None, like: Tensor) -> Tensor | None:
         """Return the mask of a run of rows; None where the causal flag says it all.
@@ -45,7 +59,7 @@ class RowAttention:
         Shape (rows or 1, 1, queries, keys), True where a query sees a key; ``added_mask`` for
         attention that takes no such one.
         """
-        _, width = self.rows.runs[run]
+        _, width = self.grid.runs[run]
         narrows = window is not None and window < width
         if self.inner == "eager":
             return self.added_mask(run, window, like)
@@ -56,7 +70,7 @@ class RowAttention:
         return self._mask(run, window, like, True)
 
     def _mask(self, run: int, window: int | None, like: Tensor, is_added: bool) -> Tensor:
-        width = self.rows.runs[run][1]
+        width = self.grid.runs[run][1]
         place = run if self.rows.are_joined else width
         key = (place, window, like.device, like.dtype, is_added)
         if key not in self._masks:
@@ -71,16 +85,16 @@ class RowAttention:
         return self._masks[key]
 
     def _seen(self, run: int, window: int | None) -> Tensor:
-        count, width = self.rows.runs[run]
+        count, width = self.grid.runs[run]
         place = torch.arange(width)
         seen = place[:, None] >= place
         if window is not None:
             seen &= place[:, None] - place < window
         seen = seen[None, None]
         if self.rows.are_joined:
-            first = sum(of_run for of_run, _ in self.rows.runs[:run])
-            parts = self.rows.pieces[first : first + count]
-            numbers = torch.stack([_numbers(lengths, width) for lengths, _ in parts])
+            first = sum(of_run for of_run, _ in self.grid.runs[:run])
+            rows = self.grid.order[first : first + count]
+            numbers = torch.stack([_numbers(self.rows.pieces[row], width) for row in rows])
             seen = seen & (numbers[:, None, :, None] == numbers[:, None, None, :])
         return seen
 
@@ -114,10 +128,11 @@ def _attend(
     """Return attention within each row, shape (1, tokens, heads, head size)."""
     within: RowAttention = arguments.pop(ARGUMENT)
     inner = _inner_function(module, within.inner)
-    runs = within.rows.runs
+    runs = within.grid.runs
+    grid = within.grid_on(query.device)
     window = arguments.get("sliding_window")
     parts = []
-    cut = [_cut(states, runs) for states in (query, key, value)]
+    cut = [_cut(states, runs, grid) for states in (query, key, value)]
     for number, (queries, keys, values) in enumerate(zip(*cut, strict=True)):
         if within.inner == "sdpa" and suits(queries, arguments):
             added = within.added_mask(number, window, queries)
@@ -125,17 +140,19 @@ def _attend(
         else:
             mask = within.mask(number, window, queries)
             output, _ = inner(module, queries, keys, values, mask, **arguments)
-        parts.append(output.reshape(1, -1, *output.shape[2:]))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), None
+        parts.append(output.reshape(-1, *output.shape[2:]))
+    cells = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return (cells if grid is None else grid.gather(cells))[None], None
 
 
-def _cut(states_1HTD: Tensor, runs: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Return a view for each run, shape (rows, heads, width, head size)."""
-    pieces: Sequence[Tensor] = [states_1HTD]
-    if len(runs) > 1:
-        pieces = states_1HTD.split([count * width for count, width in runs], dim=2)
+def _cut(states_1HTD: Tensor, runs: Sequence[tuple[int, int]], grid: Grid | None) -> list[Tensor]:
+    """Return the rows of each run, shape (rows, heads, width, head size)."""
+    cells_CHD = states_1HTD[0].transpose(0, 1)
+    if grid is not None:
+        cells_CHD = grid.spread(cells_CHD)
+    pieces = cells_CHD.split([count * width for count, width in runs])
     return [
-        piece[0].unflatten(1, (count, width)).transpose(0, 1)
+        piece.unflatten(0, (count, width)).transpose(1, 2)
         for piece, (count, width) in zip(pieces, runs, strict=True)
     ]
 

@@ -115,7 +115,6 @@ def _noises(parts: Sequence[TrainPart]) -> list[Noise]:
     noises, start = [], 0
     for part in parts:
         if part.noise_alpha:
-            widths = tuple(width for _, width in part.rows.pieces)
-            noises.append(Noise(start, widths, part.noise_alpha, part.noise_seed))
+            noises.append(Noise(start, part.rows.lengths, part.noise_alpha, part.noise_seed))
         start += part.rows.width
     return noises

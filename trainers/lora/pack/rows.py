@@ -1,16 +1,15 @@
 """Examples laid end to end: what goes through the model at once, without a dimension for rows.
 
-Every row is padded to a multiple of TOKEN_MULTIPLE by itself, never to the length of another one.
-So the number of tokens of a trial, on which the order of sums in its matrix products depends, is
-set by its own examples, and no padding is spent on neighbours.
+A trial's rows are not padded, only their sum is, to a multiple of TOKEN_MULTIPLE. So the number of
+tokens of a trial, on which the order of sums in its matrix products depends, is set by its own
+examples, and next to no padding goes through the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import groupby
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -29,8 +28,8 @@ class Rows:
         position_ids: Same shape; each example's begin at 0.
         targets: Same shape: the id that follows each token if it is to be learned, else
             IGNORE_INDEX.
-        pieces: Of each row the tokens of its examples, and its width with padding.
-        are_joined: Whether rows hold several examples that must not see each other.
+        pieces: Of each row the tokens of its examples.
+        starts: Of each row its first token.
         num_tokens: Tokens that are no padding.
         num_targets: Targets that are not IGNORE_INDEX.
     """
@@ -38,8 +37,8 @@ class Rows:
     input_ids: Tensor
     position_ids: Tensor
     targets: Tensor
-    pieces: tuple[tuple[tuple[int, ...], int], ...]
-    are_joined: bool
+    pieces: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
     num_tokens: int
     num_targets: int
 
@@ -48,11 +47,15 @@ class Rows:
         """Tokens with padding."""
         return len(self.input_ids)
 
-    @cached_property
-    def runs(self) -> tuple[tuple[int, int], ...]:
-        """Neighbouring rows of one width: how many, and how wide."""
-        widths = [width for _, width in self.pieces]
-        return tuple((len(list(run)), width) for width, run in groupby(widths))
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each row."""
+        return tuple(map(sum, self.pieces))
+
+    @property
+    def are_joined(self) -> bool:
+        """Whether rows hold several examples that must not see each other."""
+        return any(len(lengths) > 1 for lengths in self.pieces)
 
     def to(self, device: torch.device) -> Rows:
         """Return the rows on a device."""
@@ -69,25 +72,22 @@ class Rows:
 def lay_out(examples: Sequence[Example]) -> Rows:
     """Return examples as rows, the widest first."""
     examples = sorted(examples, key=lambda example: -len(example.input_ids))
-    widths = [padded(len(example.input_ids)) for example in examples]
-    input_ids = torch.zeros(sum(widths), dtype=torch.int64)  # padding: any id
+    lengths = [len(example.input_ids) for example in examples]
+    num_tokens = sum(lengths)
+    starts = [0, *accumulate(lengths)][:-1]
+    input_ids = torch.zeros(padded(num_tokens), dtype=torch.int64)  # padding: any id
     targets = torch.full_like(input_ids, IGNORE_INDEX)
-    start = 0
-    for example, width in zip(examples, widths, strict=True):
-        length = len(example.input_ids)
+    for example, start, length in zip(examples, starts, lengths, strict=True):
         input_ids[start : start + length] = example.input_ids
         targets[start : start + length - 1] = example.labels[1:]
-        start += width
     parts = [pieces(example) for example in examples]
     return Rows(
         input_ids=input_ids,
-        position_ids=torch.cat(
-            [positions(part, width) for part, width in zip(parts, widths, strict=True)]
-        ),
+        position_ids=positions([length for part in parts for length in part], len(input_ids)),
         targets=targets,
-        pieces=tuple(zip(parts, widths, strict=True)),
-        are_joined=any(example.lengths for example in examples),
-        num_tokens=sum(len(example.input_ids) for example in examples),
+        pieces=tuple(parts),
+        starts=tuple(starts),
+        num_tokens=num_tokens,
         num_targets=int((targets != IGNORE_INDEX).sum()),
     )
 
@@ -96,12 +96,17 @@ def join_rows(all_rows: Sequence[Rows]) -> Rows:
     """Return the rows of several trials end to end, in this order."""
     if len(all_rows) == 1:
         return all_rows[0]
+    firsts = [0, *accumulate(rows.width for rows in all_rows)]
     return Rows(
         input_ids=torch.cat([rows.input_ids for rows in all_rows]),
         position_ids=torch.cat([rows.position_ids for rows in all_rows]),
         targets=torch.cat([rows.targets for rows in all_rows]),
         pieces=tuple(row for rows in all_rows for row in rows.pieces),
-        are_joined=any(rows.are_joined for rows in all_rows),
+        starts=tuple(
+            first + start
+            for rows, first in zip(all_rows, firsts, strict=False)
+            for start in rows.starts
+        ),
         num_tokens=sum(rows.num_tokens for rows in all_rows),
         num_targets=sum(rows.num_targets for rows in all_rows),
     )
