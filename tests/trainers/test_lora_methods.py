@@ -177,6 +177,7 @@ def test_a_saved_adapter_loads_with_plain_peft_onto_the_original_base(
     run.add(0, KINDS[kind])
     run.advance(4)
     run.trainer.save(0, tmp_path / "saved")
+    run.trainer._engine._weights.activate(0)
     expected = validation_logits(run, run.trainer._engine._base.model)
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(tmp_path / "saved" / "adapter"))

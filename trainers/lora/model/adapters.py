@@ -1,8 +1,9 @@
 """The adapters of several trials on one base model, one of them active at a time.
 
-Wraps PEFT. Adapter weights are float32 whatever the base model's type, and start from the trial's
-own seed. A start that takes its part out of the base model's weights (PiSSA, OLoRA) is saved as
-PEFT converts it: a plain adapter of twice the rank, the trained factors beside the negated start.
+Wraps PEFT. Plain adapters, which can share a pass, are entries of one ``Frame``; another kind is added
+as PEFT does it. Adapter weights are float32 whatever the base model's type, and start from the trial's
+own seed. A start that takes its part out of the base model's weights (PiSSA, OLoRA) is saved as PEFT
+converts it: a plain adapter of twice the rank, the trained factors beside the negated start.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainers.lora.model.base_model import BaseModel
+from trainers.lora.model.frame import PREFIX, Frame
 from trainers.lora.model.residue import FIRST, SECOND, Residue, layer_weight
 from trainers.lora.model.starts import drawn_start, plain_start
 from trainers.lora.model.weights import (
     Parameters,
     check_shares_base,
     contiguous,
+    is_undecayed,
     read_tensors,
     undecayed_parameters,
 )
@@ -48,7 +51,10 @@ class AdapterPool:
     def __init__(self, base: BaseModel) -> None:
         self.stacks = Stacks(base.dtype)
         self._base = base
+        self._frame: Frame | None = None
         self._peft: PeftModel | None = None
+        self._framed: dict[int, tuple[str, ...]] = {}
+        """Trials in the frame, with the layers that they adapt."""
         self._present: dict[int, LoraOptions] = {}
         self._parameters: dict[int, Parameters] = {}
         self._residue: Residue | None = None
@@ -90,12 +96,15 @@ class AdapterPool:
         return parameters
 
     def activate(self, trial: int) -> None:
-        assert self._peft is not None
-        # set_adapter freezes all other adapters: right here, as passes run one trial at a time.
-        self._peft.set_adapter(_name(trial))
+        # All other adapters are frozen by this: right here, as passes run one trial at a time.
+        if trial in self._framed:
+            assert self._frame is not None
+            self._frame.activate(_name(trial))
+        else:
+            assert self._peft is not None
+            self._peft.set_adapter(_name(trial))
 
     def remove(self, trial: int) -> None:
-        assert self._peft is not None
         options = self._present.pop(trial)
         self._parameters.pop(trial, None)
         if trial in self.stacks:
@@ -103,18 +112,7 @@ class AdapterPool:
         if options.changes_base and self._residue is not None:
             self._residue.originals.restore()
             self._residue = None
-        name = _name(trial)
-        if not self._present:
-            for module in self._peft.modules():
-                if isinstance(module, ModulesToSaveWrapper):
-                    module.delete_adapter(name, None)  # unload() would leave the trained copy
-            # PEFT is left with no active adapter otherwise, which later calls do not expect.
-            self._peft.unload()
-            self._peft = None
-        else:
-            other = next(name for name in self._peft.peft_config if name != _name(trial))
-            self._peft.set_adapter(other)  # PEFT warns when the active adapter is deleted
-            self._peft.delete_adapter(name)
+        self._detach(trial)
 
     def save(self, trial: int, folder: Path) -> None:
         config = self.config(self._present[trial])
@@ -163,8 +161,17 @@ class AdapterPool:
         )
 
     def _attach(self, trial: int, options: LoraOptions) -> None:
-        """Give the model an adapter of PEFT's default start."""
+        """Give the model an adapter whose weights are yet to be set."""
         name, config = _name(trial), self.config(options)
+        is_plain = options.packing_problem is None
+        if not self._present:
+            self._begin(is_plain)
+        if is_plain and self._frame is not None:
+            targets = tuple(self._base.targets(options))
+            self._frame.put(name, config, targets)
+            self._peft = self._frame.peft
+            self._present[trial], self._framed[trial] = options, targets
+            return
         with torch.random.fork_rng(devices=[]):  # PEFT draws a start of its own, replaced later
             if self._peft is None:
                 self._peft = PeftModel(self._base.model, config, adapter_name=name)
@@ -177,7 +184,42 @@ class AdapterPool:
                 module.modules_to_save[name].requires_grad_(True)
                 module.original_module.requires_grad_(False)
 
+    def _detach(self, trial: int) -> None:
+        """Take a trial's adapter from the model; the frame stays for the next."""
+        name = _name(trial)
+        if trial in self._framed:
+            assert self._frame is not None
+            self._frame.take_out(name, self._framed.pop(trial))
+            return
+        assert self._peft is not None
+        if not self._present and self._frame is None:
+            for module in self._peft.modules():
+                if isinstance(module, ModulesToSaveWrapper):
+                    module.delete_adapter(name, None)  # unload() would leave the trained copy
+            # PEFT is left with no active adapter otherwise, which later calls do not expect.
+            self._peft.unload()
+            self._peft = None
+        else:
+            other = next(name for name in self._peft.peft_config if name != _name(trial))
+            self._peft.set_adapter(other)  # PEFT warns when the active adapter is deleted
+            self._peft.delete_adapter(name)
+            if self._frame is not None:
+                self._frame.activate(None)
+
+    def _begin(self, is_plain: bool) -> None:
+        """Prepare a base model without adapters for the first one."""
+        if is_plain and self._frame is None:
+            self._frame = Frame(self._base)
+        elif not is_plain and self._frame is not None:
+            self._frame.close()
+            self._frame = self._peft = None
+
     def _parameters_of(self, trial: int) -> Parameters:
+        if trial in self._framed:
+            assert self._frame is not None
+            framed = Parameters(self._frame.weights(_name(trial), self._framed[trial]))
+            framed.undecayed = frozenset(name for name in framed if is_undecayed(name))
+            return framed
         assert self._peft is not None
         part = re.compile(rf"\.{_name(trial)}(?=\.)")
         undecayed = undecayed_parameters(self._peft)
@@ -194,6 +236,10 @@ class AdapterPool:
         return parameters
 
     def _layers(self, trial: int) -> dict[str, LoraLayer]:
+        """Return the layers that a trial adapts, by the names that PEFT gives them."""
+        if trial in self._framed:
+            assert self._frame is not None
+            return {PREFIX + name: self._frame.layers[name] for name in self._framed[trial]}
         assert self._peft is not None
         return {
             name: module
@@ -242,6 +288,8 @@ class AdapterPool:
         Raises:
             ValueError: There is none of such a name, or it cannot be copied for a trial.
         """
+        if not options.modules_to_save:
+            return []
         model = self._base.model
         names = [name for name, _ in _modules_without_peft(model)]
         found: list[str] = []

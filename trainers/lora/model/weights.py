@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -87,11 +88,18 @@ def check_shares_base(options: LoraOptions, present: Iterable[LoraOptions]) -> N
         )
 
 
+# The patterns of transformers.Trainer.get_decay_parameter_names, 5.23.
+_UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+
+
+def is_undecayed(name: str) -> bool:
+    """Return whether transformers leaves a linear layer's weight out of weight decay, by its name."""
+    return any(re.search(pattern, name.lower()) for pattern in _UNDECAYED)
+
+
 def undecayed_parameters(model: nn.Module) -> set[int]:
     """Return the ``id`` of every parameter that transformers leaves out of weight decay."""
-    # The patterns of transformers.Trainer.get_decay_parameter_names, 5.23.
-    patterns = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-    decayed = set(get_parameter_names(model, [nn.LayerNorm], patterns))
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], list(_UNDECAYED)))
     return {id(weight) for name, weight in model.named_parameters() if name not in decayed}
 
 
