@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from benchmarks.driver.postgres import Server
 from hpo.checkpoints import CheckpointStore
 from hpo.errors import ExhaustedError, LeaseLostError, StudyError
 from hpo.storage.database import Lock
@@ -27,7 +28,6 @@ from hpo.study import Study
 from hpo.verdicts import build_judge
 from tests.integration.command import wait_until
 from tests.integration.drivers import Driver, drive, open_only, stand_in, take_all, train_all
-from benchmarks.driver.postgres import Server
 from tests.one_worker import again, make_spec, start
 from trainers.protocol import Report
 

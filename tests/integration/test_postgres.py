@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from benchmarks.driver.postgres import PASSWORD, Server
 from hpo.errors import LeaseLostError, StorageError
 from hpo.storage.database import Database
 from hpo.storage.leases import LEASES
 from hpo.study import Study
 from tests.integration.command import begin, hpo, journal, kill_group, wait_until, write_study
-from benchmarks.driver.postgres import PASSWORD, Server
 from tests.one_worker import Worker, again, make_spec, picture, sqlite, start
 from trainers.protocol import Report
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import hpo.storage.database_faults
+from benchmarks.driver.postgres import PASSWORD, Server, running_server
 from hpo.errors import StorageError
 from hpo.study import Study
 from tests.integration.cutting_proxy import cutting_proxy
-from benchmarks.driver.postgres import PASSWORD, Server, running_server
 from tests.integration.test_drivers import cut
 from tests.one_worker import Worker, again, make_spec, picture, sqlite, start
 from trainers.protocol import Report

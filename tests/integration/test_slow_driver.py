@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.command import begin, hpo, journal, wait_until, write_study
 from benchmarks.driver.postgres import Server
+from tests.integration.command import begin, hpo, journal, wait_until, write_study
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.soak]
 
