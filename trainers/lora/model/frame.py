@@ -7,6 +7,7 @@ adapter is an entry in each of those that it adapts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,13 +34,13 @@ class Frame:
         self.layers: dict[str, LoraLayer] = {}
         self._base = base
         self._num_dormant = 0
+        self._is_idle = True
 
     def put(self, adapter: str, config: LoraConfig, targets: Sequence[str]) -> None:
         """Add an adapter whose weights are yet to be set, in float32."""
         missing = [name for name in targets if name not in self.layers]
         if missing:
             self._grow(missing)
-        config.init_lora_weights = False
         try:
             for name in targets:
                 _put_into(self.layers[name], adapter, config)
@@ -55,8 +56,11 @@ class Frame:
 
     def activate(self, adapter: str | None) -> None:
         """Let the model compute with this adapter, or with none."""
+        if adapter is None and self._is_idle:
+            return
         for layer in self.layers.values():
             layer.set_adapter([] if adapter is None else [adapter])
+        self._is_idle = adapter is None
 
     def weights(self, adapter: str, targets: Sequence[str]) -> dict[str, nn.Parameter]:
         """Return an adapter's weights by the names that PEFT saves them under."""
@@ -82,6 +86,7 @@ class Frame:
             layer = modules[name]
             assert isinstance(layer, LoraLayer), name
             self.layers[name] = layer
+        self._is_idle = False  # PEFT activates what it makes
         self.activate(None)
 
     def close(self) -> None:
@@ -90,10 +95,27 @@ class Frame:
             self.peft.unload()
 
 
+class _Factor(nn.Linear):
+    """A linear layer whose weights are not drawn when it is made."""
+
+    def reset_parameters(self) -> None:
+        """Leave them to whoever makes it."""
+
+
 def _put_into(layer: LoraLayer, adapter: str, config: LoraConfig) -> None:
-    with torch.device("meta"):  # neither drawn nor moved
-        layer.update_layer(adapter, config.r, lora_alpha=config.lora_alpha, config=config)
+    """Do what ``LoraLayer.update_layer`` does for a plain adapter, but draw and move nothing.
+
+    It takes a millisecond for each layer (PEFT 0.21), and this a tenth.
+    """
+    rank = config.r
     device = layer.get_base_layer().weight.device
-    for factor in (layer.lora_A[adapter], layer.lora_B[adapter]):
-        empty = torch.empty(factor.weight.shape, dtype=torch.float32, device=device)
-        factor.weight = nn.Parameter(empty)
+    layer.r[adapter] = rank
+    layer.lora_alpha[adapter] = config.lora_alpha
+    layer.scaling[adapter] = config.lora_alpha / (math.sqrt(rank) if config.use_rslora else rank)
+    layer.use_rslora[adapter] = config.use_rslora
+    layer.use_dora[adapter] = layer.lora_bias[adapter] = False
+    dropout = config.lora_dropout
+    layer.lora_dropout[adapter] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+    of_factors = {"bias": False, "device": device, "dtype": torch.float32}
+    layer.lora_A[adapter] = _Factor(layer.in_features, rank, **of_factors)
+    layer.lora_B[adapter] = _Factor(rank, layer.out_features, **of_factors)
