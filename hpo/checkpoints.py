@@ -357,7 +357,8 @@ def _reason(error: Exception) -> str:
 
 def _as_json(report: Report, is_newest: bool) -> dict[str, object]:
     """Return a report, without what the log has of it long since."""
-    return asdict(report if is_newest else replace(report, step_lines=(), samples=()))
+    said = dict(vars(report))  # not asdict: it copies deeply, and a history has many
+    return said if is_newest else {**said, "step_lines": (), "samples": ()}
 
 
 def _from_json(report: Mapping[str, Any]) -> Report:
