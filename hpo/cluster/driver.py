@@ -27,6 +27,7 @@ from hpo.study import Claim, Study
 
 RAY_POLL_S = 2.0
 STOP_POLL_S = 2.0
+SILENCE_POLL_S = 0.5
 PAUSE_AGAIN_S = 1.0
 STOP_WAIT_S = 20.0
 """So long after a signal hosts may save their trials: machines end after 30 s, and Ray needs some."""
@@ -77,6 +78,7 @@ class Driver:
         self._leaving = False
         self._poll_at = 0.0
         self._ray_at = 0.0
+        self._silence_at = 0.0
         self._slots_at = 0.0
         self._slots = 0
         self._stays = Stays(study, progress, self._run_id, self._fail)
@@ -104,6 +106,7 @@ class Driver:
                 if self._study.spec.resources.gpu == AUTO and not self._is_ending():
                     self._gpu = self._measured_share()
                 if not self._is_ending():
+                    self._begin_to_load()
                     exhausted = self._tune(scratch).exhausted
                 self._hand_back()
                 if self._failure is not None:
@@ -139,6 +142,19 @@ class Driver:
 
         spec, say = self._study.spec, self._progress.noted
         return find_share(spec, self._setup(), self._nodes(), say, self._is_ending)
+
+    def _begin_to_load(self) -> None:
+        """Let the model load while Tune starts, where it is known who will ask for it.
+
+        On this machine without a GPU that is one host. With GPUs Ray chooses which one is used first.
+        """
+        import ray
+
+        nodes = self._nodes()
+        if self._study.spec.ray_address is None and len(nodes) == 1 and not nodes[0].gpus:
+            from hpo.cluster.placing import CPU, host_on
+
+            host_on(ray.get_runtime_context().get_node_id(), CPU, self._run_id, self._setup())
 
     def _setup(self) -> HostSetup:
         spec = self._study.spec
@@ -244,7 +260,10 @@ class Driver:
     def _on_turn(self, trials: Sequence[Any]) -> None:
         """Act at a turn of Tune's loop."""
         self._beat()
-        self._stays.kill_silent(trials)
+        now = time.monotonic()
+        if now >= self._silence_at:  # looks at every trial that Tune has had
+            self._silence_at = now + SILENCE_POLL_S
+            self._stays.kill_silent(trials)
         self._check_ray_lives()
         if self._ending is None:
             return

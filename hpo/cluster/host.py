@@ -110,6 +110,19 @@ class ModelHost:
                     return Word(step=seat.steps_done, waiting=not seat.joined)
                 self._changed.wait(left)
 
+    def next_words(self, number: int, timeout_s: float, stay: int) -> list[Word]:
+        """Wait for a trial's next report, and return with it all that has come since.
+
+        So a driver that is busy hears them together, and is never further behind than one turn.
+        """
+        words = [self.next_word(number, timeout_s, stay)]
+        with self._changed:
+            seat = self._seats.get(number)
+            if words[0].is_news and seat is not None and seat.stay == stay:
+                words += seat.words
+                seat.words.clear()
+        return words
+
     def leave(self, number: int, stay: int | None = None) -> None:
         """Let a trial leave at the next step. One that is not here is no error.
 

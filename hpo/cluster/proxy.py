@@ -17,11 +17,10 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hpo.cluster import last_words
-from hpo.cluster.host import ModelHost
 from hpo.cluster.messages import HostSetup, Loss, Word
+from hpo.cluster.placing import CPU, host_on
 from hpo.cluster.seats import read_note
 from trainers.protocol import Report
 
@@ -32,17 +31,8 @@ MAX_FALSE_STARTS = 10
 """A name may still belong to a host that is just dying; then it is tried again, once a second."""
 
 REPLACE_HOST_S = 1.0
-MAX_CALLS = 1000  # threads of a host that may wait for reports at once
 
-WORD = "word"
-
-# Ray hides every GPU from an actor that asks for none; the host's are named by its proxy.
-_KEEP_DEVICE = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
-
-def host_name(run_id: str, node_id: str, device: str) -> str:
-    """Return the name under which the one host of a device is found."""
-    return f"hpo-host-{run_id}-{node_id}-{device}"
+WORDS = "words"
 
 
 class TrialProxy(tune.Trainable):
@@ -67,7 +57,7 @@ class TrialProxy(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Return what there is to say of the trial now: news, or that it is alive."""
-        return {WORD: self._word(), "number": self._number, "stay": self._stay}
+        return {WORDS: self._words(), "number": self._number, "stay": self._stay}
 
     def cleanup(self) -> None:
         """Leave the host."""
@@ -99,22 +89,22 @@ class TrialProxy(tune.Trainable):
 
     # What it says
 
-    def _word(self) -> Word:
+    def _words(self) -> list[Word]:
         try:
             if self._asked is None:
                 self._ask()
             if ray.wait([self._asked], timeout=self._setup.alive_s)[0]:
                 return self._heard(ray.get(self._asked))
         except RayActorError as error:
-            return self._lost(last_words.DIED, last_words.pid_in(str(error)))
+            return [self._lost(last_words.DIED, last_words.pid_in(str(error)))]
         limit = self._setup.stall_timeout
         if self._pid is None:
             limit = max(limit, START_S)
         if time.monotonic() - self._asked_at <= limit:
-            return self._last
+            return [self._last]
         self._kill_host()
         cause = f"stalled: its host process did not answer for {limit:g} s"
-        return self._lost(cause, self._pid)
+        return [self._lost(cause, self._pid)]
 
     def _ask(self) -> None:
         """Ask the host for the trial's next word; first, to let it join."""
@@ -126,17 +116,19 @@ class TrialProxy(tune.Trainable):
                 self._number, self._trial_config, self._stay, self._alone, self._note
             )
         else:
-            self._asked = self._host.next_word.remote(self._number, self._setup.alive_s, self._stay)
+            self._asked = self._host.next_words.remote(
+                self._number, self._setup.alive_s, self._stay
+            )
 
-    def _heard(self, answer: Any) -> Word:
+    def _heard(self, answer: Any) -> list[Word]:
         self._asked = None
         if self._pid is None:
             self._pid = int(answer)
-            return self._last
-        word: Word = answer
-        if not word.is_news:
-            self._last = word
-        return word
+            return [self._last]
+        words: list[Word] = answer
+        if not words[-1].is_news:
+            self._last = words[-1]
+        return words
 
     def _lost(self, cause: str, pid: int | None) -> Word:
         """Return what became of the trial when its host ended, as far as anyone can tell."""
@@ -165,26 +157,9 @@ class TrialProxy(tune.Trainable):
     # Its host
 
     def _find_host(self) -> Any:
-        device = ",".join(str(gpu) for gpu in sorted(ray.get_gpu_ids())) or "cpu"
+        device = ",".join(str(gpu) for gpu in sorted(ray.get_gpu_ids())) or CPU
         node_id = ray.get_runtime_context().get_node_id()
-        environment = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}  # Ray's default is 1
-        if device != "cpu":
-            environment |= {"CUDA_VISIBLE_DEVICES": device, **_KEEP_DEVICE}
-        return (
-            ray.remote(ModelHost)
-            .options(
-                name=host_name(self._run_id, node_id, device),
-                get_if_exists=True,
-                lifetime="detached",
-                num_cpus=0,
-                num_gpus=0,
-                max_concurrency=MAX_CALLS,
-                # Outside the proxy's placement group: in it, the host would die with its maker.
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-                runtime_env={"env_vars": environment},
-            )
-            .remote(self._setup, "auto")
-        )
+        return host_on(node_id, device, self._run_id, self._setup)
 
     def _kill_host(self) -> None:
         if self._pid is not None:  # Ray gives a frozen process five seconds more

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from hpo.cluster.messages import Loss, Word
-from hpo.cluster.proxy import WORD
+from hpo.cluster.proxy import WORDS
 from hpo.errors import LeaseLostError
 from hpo.study import Study
 from trainers.protocol import Report
@@ -66,22 +66,26 @@ class StudyScheduler(FIFOScheduler):
         self.error: Exception | None = None
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Pass a host's word to the study; return STOP or CONTINUE."""
-        number, stay, word = int(result["number"]), int(result["stay"]), result[WORD]
+        """Pass a host's words to the study; return STOP or CONTINUE."""
+        number, stay = int(result["number"]), int(result["stay"])
+        for word in result[WORDS]:
+            if self._is_over(trial, number, stay, word):
+                if not (word.paused or word.gone):  # its host has let it go
+                    self._listener.on_stop(number, stay)
+                return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+    def _is_over(self, trial: Any, number: int, stay: int, word: Word) -> bool:
+        """Hear one word; return whether the trial is over here."""
         self._listener.on_word(trial, word)
         try:
-            stop = self._is_foreign(number, stay) or (word.is_news and self._hear(number, word))
+            return self._is_foreign(number, stay) or (word.is_news and self._hear(number, word))
         except LeaseLostError:
             self._drop(number)
-            stop = True
+            return True
         except Exception as error:
             self.error = error
             raise
-        if not stop:
-            return str(TrialScheduler.CONTINUE)
-        if not (word.paused or word.gone):  # its host has let it go
-            self._listener.on_stop(number, stay)
-        return str(TrialScheduler.STOP)
 
     def _is_foreign(self, number: int, stay: int) -> bool:
         """Return whether a trial is another driver's now, or is trained elsewhere by this one."""

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from hpo.cluster.driver import Driver
 from hpo.cluster.messages import HostSetup
-from hpo.cluster.proxy import WORD, TrialProxy
+from hpo.cluster.proxy import WORDS, TrialProxy
 from hpo.errors import TrainerError
 from hpo.study import Claim, Study
 from tests.integration.command import hpo, journal, write_study
@@ -180,10 +180,10 @@ def test_a_host_outlives_the_proxy_that_made_it(tmp_path: Path, cluster: Cluster
 def next_report(proxy: Any) -> Report:
     """Return a proxy's next report, past its words that it is alive."""
     while True:
-        word = ray.get(proxy.train.remote())[WORD]
-        if word.is_news:
-            assert word.report is not None
-            return word.report
+        news = [word for word in ray.get(proxy.train.remote())[WORDS] if word.is_news]
+        if news:
+            assert news[0].report is not None
+            return news[0].report
 
 
 def test_a_host_that_nobody_calls_leaves(tmp_path: Path, cluster: Cluster) -> None:

@@ -1,0 +1,55 @@
+"""Where the host of a device is found: by its name, or made there by whoever asks first.
+
+That is a proxy on the host's own node; or the driver, while Tune still starts, if the node is its own.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from hpo.cluster.host import ModelHost
+from hpo.cluster.messages import HostSetup
+
+CPU = "cpu"
+MAX_CALLS = 1000  # threads of a host that may wait for reports at once
+
+# Ray hides every GPU from an actor that asks for none; the host's are named by its proxy.
+_KEEP_DEVICE = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def host_name(run_id: str, node_id: str, device: str) -> str:
+    """Return the name under which the one host of a device is found."""
+    return f"hpo-host-{run_id}-{node_id}-{device}"
+
+
+def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
+    """Return the one host of a device; it is made if there is none.
+
+    Args:
+        node_id: Ray's, of the node on which this is called.
+        device: Ids of GPUs with commas between, or ``CPU``.
+        run_id: Of the driver's run.
+        setup: What the host is made of.
+    """
+    environment = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}  # Ray's default is 1
+    if device != CPU:
+        environment |= {"CUDA_VISIBLE_DEVICES": device, **_KEEP_DEVICE}
+    return (
+        ray.remote(ModelHost)
+        .options(
+            name=host_name(run_id, node_id, device),
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            num_gpus=0,
+            max_concurrency=MAX_CALLS,
+            # Outside the proxy's placement group: in it, the host would die with its maker.
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            runtime_env={"env_vars": environment},
+        )
+        .remote(setup, "auto")
+    )
