@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.driver.postgres import Server
 from hpo.errors import CheckpointError, HpoError, StorageError, StudyError
 from hpo.storage.database import SCHEMA_VERSION
 from hpo.store.manifest import FORMAT, MANIFEST
 from hpo.studies import create_study, open_study
 from hpo.study import Study
 from tests.in_process import hpo_here
-from benchmarks.driver.postgres import Server
 from tests.one_worker import Worker, make_spec, picture, sqlite
 from tests.versions.make import FOLDER, NUM_TRIALS
 
