@@ -344,8 +344,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Pretended]:
 def test_the_capacity_is_what_the_costliest_that_fits_leaves_room_for(
     fixed: Options, device: Pretended
 ) -> None:
-    run = Run({**fixed, "max_length": 32})
-    sizes = (1, 2, 4)  # all rows have 32 tokens; a pass of the largest was seen to take 1 GiB
+    run = Run({**fixed, "max_length": 16})
+    sizes = (1, 2, 4)  # all rows have 16 tokens; a pass of the largest was seen to take 1 GiB
     configs = [{**run.fixed, **A, "per_device_train_batch_size": size} for size in sizes]
     found = run.trainer.capacity(configs)
     assert found.num_trials == 12  # of 12.8 GiB, and the weights are nearly nothing
@@ -356,10 +356,10 @@ def test_the_capacity_is_what_the_costliest_that_fits_leaves_room_for(
 def test_a_config_that_does_not_fit_does_not_count(
     fixed: Options, device: Pretended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run({**fixed, "max_length": 32})
+    run = Run({**fixed, "max_length": 16})
 
     def check(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        if torch.is_grad_enabled() and kwargs["input_ids"].numel() > 4 * 32:
+        if torch.is_grad_enabled() and kwargs["input_ids"].numel() > 4 * 16:
             raise FULL
 
     run.trainer._engine._base.model.base_model.register_forward_pre_hook(check, with_kwargs=True)
@@ -369,7 +369,7 @@ def test_a_config_that_does_not_fit_does_not_count(
 
 
 def test_trials_join_until_the_device_is_full(fixed: Options, device: Pretended) -> None:
-    run = Run({**fixed, "max_length": 32})
+    run = Run({**fixed, "max_length": 16})
     large = {**A, "per_device_train_batch_size": 10, "max_steps": 2}
     run.add(0, large)
     run.advance(2)

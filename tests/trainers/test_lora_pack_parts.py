@@ -15,6 +15,7 @@ from trainers.lora.data.packing import join
 from trainers.lora.pack import adapted_layer, loss
 from trainers.lora.pack.ability import last_hidden
 from trainers.lora.pack.attention import RowAttention, attending_within
+from trainers.lora.pack.grid import Grid
 from trainers.lora.pack.loss import Head, find_targets
 from trainers.lora.pack.narrow_attention import attend_narrow, suits
 from trainers.lora.pack.route import Place, Run
@@ -259,3 +260,39 @@ def test_dropout_has_each_trials_share_and_stream() -> None:
     moved = Run((place(9, 4, 0, 0.5, 7),), torch.ones(1, 1, 1))
     assert torch.equal(adapted_layer._draw(moved, states[:1], "a.layer")[0], masks[2])
     assert not torch.equal(adapted_layer._draw(moved, states[:1], "b.layer")[0], masks[2])
+
+
+def test_only_the_sum_of_a_trials_rows_is_padded() -> None:
+    rows = lay_out([example(20), example(35), example(8)])
+    assert (rows.num_tokens, rows.width) == (63, 64)
+    assert rows.starts == (0, 35, 55)
+    joined = join_rows([rows, lay_out([example(33)])])
+    assert (joined.width, joined.starts) == (128, (0, 35, 55, 64))
+    assert joined.lengths == (35, 20, 8, 33)
+
+
+def test_rows_are_attended_side_by_side_by_width_whosever_they_are() -> None:
+    rows = join_rows([lay_out([example(60), example(20)]), lay_out([example(33), example(8)])])
+    grid = Grid.of(rows.starts, rows.lengths, rows.width)
+    assert grid.order == (0, 2, 1, 3)
+    assert grid.runs == ((2, 64), (2, 32))
+    assert not grid.is_plain
+    whole = lay_out([example(64), example(32)])
+    assert Grid.of(whole.starts, whole.lengths, whole.width).is_plain
+
+
+def test_tokens_come_back_from_attention_where_they_were_and_padding_has_no_gradient() -> None:
+    rows = join_rows([lay_out([example(60), example(20)]), lay_out([example(33), example(8)])])
+    grid = Grid.of(rows.starts, rows.lengths, rows.width)
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randn(rows.width, 2, 4, generator=generator).requires_grad_()
+    back = grid.gather(grid.spread(tokens))
+    is_real = torch.zeros(rows.width, dtype=torch.bool)
+    for start, length in zip(rows.starts, rows.lengths, strict=True):
+        is_real[start : start + length] = True
+    assert torch.equal(back[is_real], tokens[is_real])
+    gradient = torch.randn(back.shape, generator=generator)
+    back.backward(gradient)
+    assert tokens.grad is not None
+    assert torch.equal(tokens.grad[is_real], gradient[is_real])
+    assert tokens.grad[~is_real].eq(0).all()

@@ -17,7 +17,7 @@ from torch.nn import functional
 from trainers.lora.data.dataset import Batch
 from trainers.lora.data.encoding import IGNORE_INDEX
 from trainers.lora.model.base_model import BaseModel
-from trainers.lora.model.modes import evaluating
+from trainers.lora.model.modes import train
 from trainers.lora.model.neftune import Noise, noisy_embeddings
 from trainers.lora.seeds import derive_seed
 from trainers.lora.trial import Trial
@@ -40,7 +40,7 @@ class LonePass:
             index: Of the batch in the step.
         """
         seed, step = trial.options.seed, trial.step + 1
-        self._base.model.train()
+        train(self._base.model)
         noises = []
         if trial.options.neftune_noise_alpha:
             widths = (batch.input_ids.shape[1],) * batch.input_ids.shape[0]
@@ -56,9 +56,8 @@ class LonePass:
 
     @torch.no_grad()  # not inference_mode: what layers cache here must be usable in training
     def measure(self, batch: Batch) -> BatchSums:
-        """Return what a batch's targets add up to."""
-        with evaluating(self._base.model):
-            logits_NV, targets_N = self._logits_at_targets(batch)
+        """Return what a batch's targets add up to; the model evaluates already."""
+        logits_NV, targets_N = self._logits_at_targets(batch)
         num_correct = int((logits_NV.argmax(-1) == targets_N).sum())
         return BatchSums(_sum_loss(logits_NV, targets_N).item(), num_correct, batch.num_targets)
 

@@ -40,6 +40,8 @@ def make_optimizer(options: LoraOptions, parameters: Parameters) -> torch.optim.
     kind, given = transformers.Trainer.get_optimizer_cls_and_kwargs(cast(Any, arguments))
     # transformers 5.23 hands bitsandbytes' RMSprop the text of optim_args.
     given = {name: float(of) if isinstance(of, str) else of for name, of in given.items()}
+    if kind is torch.optim.AdamW:  # one call for all weights in place of ten for each
+        given.setdefault("fused", True)
     try:
         optimizer = kind(_groups(options, parameters), **given)
     except (TypeError, ValueError, NotImplementedError) as error:

@@ -15,6 +15,7 @@ from trainers.lora.data.dataset import Dataset
 from trainers.lora.lone_pass import LonePass
 from trainers.lora.memory import is_out_of_memory
 from trainers.lora.model.base_model import BaseModel
+from trainers.lora.model.modes import evaluating
 from trainers.lora.model.weights import WeightPool
 from trainers.lora.pack.ability import Ability
 from trainers.lora.pack.packed_pass import EvalPart, PackedPass, TrainPart
@@ -149,29 +150,33 @@ class Passes:
             Exception: What a pass raised, even with one trial in it.
         """
         found: dict[int, list[BatchSums]] = {key: [] for key in wanted}
-        for number in range(max(map(len, wanted.values()), default=0)):
-            parts = []
-            for key, batches in wanted.items():
-                if number >= len(batches):
-                    continue
-                if self._shares(key):
-                    rows = lay_out(self._dataset.validation_examples(batches[number]))
-                    parts.append(EvalPart(key, rows))
-                else:
-                    self.activate(key)
-                    batch = self._dataset.validation_batch(batches[number])
-                    found[key].append(self._lone.measure(batch))
-            if not parts:
-                continue
-            assert self._pack is not None
-            outcomes = self._within_memory.run(parts, self._pack.measure)
-            for part, outcome in zip(parts, outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    raise outcome
-                sums = outcome.result
-                found[part.trial].append(
-                    BatchSums(sums.loss, sums.num_correct, part.rows.num_targets)
-                )
+        with evaluating(self._base.model):
+            for number in range(max(map(len, wanted.values()), default=0)):
+                due = {key: of[number] for key, of in wanted.items() if number < len(of)}
+                for key, sums in self._measure_batches(due).items():
+                    found[key].append(sums)
+        return found
+
+    def _measure_batches(self, due: Mapping[int, Indices]) -> dict[int, BatchSums]:
+        """Return the sums of one batch of each trial, together where that can be."""
+        found: dict[int, BatchSums] = {}
+        parts = []
+        for key, batch in due.items():
+            if self._shares(key):
+                rows = lay_out(self._dataset.validation_examples(batch))
+                parts.append(EvalPart(key, rows))
+            else:
+                self.activate(key)
+                found[key] = self._lone.measure(self._dataset.validation_batch(batch))
+        if not parts:
+            return found
+        assert self._pack is not None
+        outcomes = self._within_memory.run(parts, self._pack.measure)
+        for part, outcome in zip(parts, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+            sums = outcome.result
+            found[part.trial] = BatchSums(sums.loss, sums.num_correct, part.rows.num_targets)
         return found
 
     def _shares(self, key: int) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainers.lora.model.base_model import BaseModel
-from trainers.lora.model.modes import evaluating
+from trainers.lora.model.modes import train
 from trainers.lora.model.neftune import Noise, noisy_embeddings
 from trainers.lora.pack.ability import last_hidden
 from trainers.lora.pack.attention import attending_within
@@ -69,7 +69,7 @@ class PackedPass:
         order = self._stacks.in_order(list(parts_of))
         placed = [parts_of[trial] for trial in order]
         routes = [Part(part.trial, part.rows.width, part.dropout_seed) for part in placed]
-        self._base.model.train()
+        train(self._base.model)
         with (
             noisy_embeddings(self._base.model, _noises(placed)),
             self._hidden(routes, [part.rows for part in placed]) as (hidden_TD, targets),
@@ -87,15 +87,12 @@ class PackedPass:
 
     @torch.no_grad()  # not inference_mode: what layers cache here must be usable in training
     def measure(self, parts: Sequence[EvalPart]) -> list[Sums]:
-        """Return what each part's targets add up to."""
+        """Return what each part's targets add up to; the model evaluates already."""
         numbers = {part.trial: number for number, part in enumerate(parts)}
         order = [numbers[trial] for trial in self._stacks.in_order(list(numbers))]
         placed = [parts[number] for number in order]
         routes = [Part(part.trial, part.rows.width) for part in placed]
-        with (
-            evaluating(self._base.model),
-            self._hidden(routes, [part.rows for part in placed]) as (hidden_TD, targets),
-        ):
+        with self._hidden(routes, [part.rows for part in placed]) as (hidden_TD, targets):
             found = dict(zip(order, self._head.sums(hidden_TD, targets), strict=True))
         return [found[number] for number in range(len(parts))]
 
