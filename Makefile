@@ -14,7 +14,7 @@ MODEL := build/model
 DOCSTRINGS := data/docstrings/.made
 SMART_HOME := data/smart_home/.made
 
-.PHONY: help setup demo smart-home model-path test soak check bench-packing clean
+.PHONY: help setup demo smart-home model-path test soak check bench clean
 
 help:  ## Lists the targets.
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
@@ -48,9 +48,11 @@ check: $(INSTALLED)  ## Lint, format, types, import rules.
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench-packing: setup  ## What shared passes are worth; about 40 minutes. ARGS="speed --case 8x1x32" for a part.
-	@$(BIN)/python -m benchmarks.packing $(or $(ARGS),all)
-	@$(BIN)/python -m benchmarks.packing table
+bench: setup  ## All benchmarks against the peers, hours; ARGS="search equal --only hpo" for a part.
+	@if [ -n "$(ARGS)" ]; then set -- $(ARGS); room=$$1; shift; $(BIN)/python -m benchmarks.$$room "$$@"; \
+	else for room in step packing driver search; do \
+	  $(BIN)/python -m benchmarks.$$room $$([ $$room = step ] || echo all) || exit 1; done; fi
+	@$(BIN)/python -m benchmarks
 
 clean:  ## Removes what setup made here; the model in the cache, studies and runs stay.
 	rm -rf .venv build data

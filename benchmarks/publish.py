@@ -43,7 +43,7 @@ def publish(part: str, figures: Sequence[Figure], threads: int, out: Path) -> No
 
 def tell(message: str) -> None:
     """Say on stderr what is done."""
-    stderr.print(message, markup=False, highlight=False)
+    stderr.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def check_setup() -> None:

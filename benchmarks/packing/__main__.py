@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.conditions import ROOT
-from benchmarks.figures import read_figures
 from benchmarks.packing.cases import Case
 from benchmarks.publish import (
     MODEL,
@@ -28,22 +25,19 @@ from benchmarks.publish import (
     set_threads,
     tell,
 )
-from benchmarks.tables import update_page
 from hpo.cli.console import stdout
 
 NAME = "packing"
 RESULTS = results(NAME)
-PAGE = ROOT / "docs" / "packing.md"
 CASES = ("8x1x32", "4x1x64", "8x2x64", "4x4x64", "nf4-8x1x32")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()
-def main(context: typer.Context) -> None:
+def main() -> None:
     """Measure what it is worth that trials share one pass. Type `all` for everything."""
-    if context.invoked_subcommand != "table":
-        check_setup()
+    check_setup()
 
 
 @app.command()
@@ -142,16 +136,6 @@ def all_(
     memory(model, threads, repetitions, out)
     speed(None, False, model, threads, repetitions, out)
     flow(model, repetitions, out)
-
-
-@app.command()
-def table(
-    out: OutOption = RESULTS,
-    page: Annotated[Path, typer.Option("--page", help="Gets the figures as tables.")] = PAGE,
-) -> None:
-    """Put the figures that were measured into the page that explains them."""
-    update_page(page, NAME, read_figures(out))
-    tell(f"{page} shows the figures of {out}")
 
 
 if __name__ == "__main__":

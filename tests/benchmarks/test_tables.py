@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import PAGES
 from benchmarks.conditions import Conditions
 from benchmarks.figures import Figure, at_least, read_figures, write_figures
-from benchmarks.packing.__main__ import NAME, PAGE, RESULTS
+from benchmarks.publish import results
 from benchmarks.tables import (
     END,
     NOT_YET,
@@ -23,18 +24,18 @@ BEGIN = begin_mark("packing")
 EMPTY = f"before\n{BEGIN}\n{END}\nafter\n"
 
 
-def test_the_page_on_packing_shows_the_figures_that_were_measured() -> None:
-    if not RESULTS.exists():
-        pytest.skip("nothing was measured yet")
-    page = PAGE.read_text(encoding="utf-8")
-    assert page == replace_figures(page, NAME, read_figures(RESULTS)), (
-        "type: python -m benchmarks.packing table"
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_shows_the_figures_that_were_measured(name: str) -> None:
+    page = PAGES[name].read_text(encoding="utf-8")
+    assert page == replace_figures(page, name, read_figures(results(name))), (
+        "type: python -m benchmarks"
     )
 
 
-def test_the_page_on_packing_has_a_place_for_figures() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert NOT_YET in replace_figures(page, "packing", {})
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_has_a_place_for_figures(name: str) -> None:
+    page = PAGES[name].read_text(encoding="utf-8")
+    assert NOT_YET in replace_figures(page, name, {})
 
 
 def test_figures_replace_what_was_there_and_nothing_else(tmp_path: Path) -> None:
@@ -46,7 +47,7 @@ def test_figures_replace_what_was_there_and_nothing_else(tmp_path: Path) -> None
     ]
     write_figures(results, "speed", figures, CONDITIONS)
     for _ in range(2):
-        update_page(page, NAME, read_figures(results))
+        update_page(page, "packing", read_figures(results))
         assert page.read_text() == (
             f"before\n{BEGIN}\n"
             "**Speed**, at 0123456 with changes, 2 threads on a processor\n\n"

@@ -1,0 +1,1 @@
+"""One trial's training step, against transformers' Trainer with PEFT: ``python -m benchmarks.step``."""
