@@ -46,6 +46,7 @@ check: $(INSTALLED)  ## Lint, format, types, import rules.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy --config-file benchmarks/peers/mypy.ini benchmarks/peers/*.py
 	@$(BIN)/lint-imports
 
 bench: setup  ## All benchmarks against the peers, hours; ARGS="search equal --only hpo" for a part.

@@ -80,6 +80,7 @@ class Contestant:
             "HF_HUB_OFFLINE": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "HPO_CACHE": str(folder / "cache"),
+            "SYNETUNE_FOLDER": str(folder / "syne-tune"),
         }
         if self.script is None:
             path = folder / "study.yaml"
