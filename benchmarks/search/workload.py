@@ -43,7 +43,7 @@ class Workload:
     num_trials: int = len(COURSES)
     eval_steps: int = 2
     eval_max_samples: int = 6
-    max_length: int = 128
+    max_length: int = 256
     dtype: str = "float32"
     reduction_factor: int = 3
     num_initial: int = 10

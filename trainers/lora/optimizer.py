@@ -18,6 +18,7 @@ Plain = bool | int | float | None
 """What an optimizer keeps beside tensors, such as a count of steps."""
 
 _RATE_FACTOR = "rate_factor"
+_ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 
 def make_optimizer(options: LoraOptions, parameters: Parameters) -> torch.optim.Optimizer:
@@ -26,6 +27,24 @@ def make_optimizer(options: LoraOptions, parameters: Parameters) -> torch.optim.
     Raises:
         ValueError: The optimizer does not take the options' arguments.
     """
+    kind, given = _kind_of(options)
+    try:
+        optimizer = kind(_groups(options, parameters), **given)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"optim: {options.optim} with optim_args: {options.optim_args} cannot be made: {error}."
+        ) from error
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+def _kind_of(options: LoraOptions) -> tuple[type, dict[str, object]]:
+    """Return the optimizer's class and its arguments."""
+    if options.optim in _ADAMW and not options.optim_args:
+        # As transformers, but without its Trainer, which takes a second to import. The fused kernel
+        # is one call for all weights in place of ten for each.
+        betas = (options.adam_beta1, options.adam_beta2)
+        return torch.optim.AdamW, {"betas": betas, "eps": options.adam_epsilon, "fused": True}
     # What get_optimizer_cls_and_kwargs reads of TrainingArguments, whose own start looks for
     # devices and sets up accelerate.
     arguments = SimpleNamespace(
@@ -39,17 +58,7 @@ def make_optimizer(options: LoraOptions, parameters: Parameters) -> torch.optim.
     )
     kind, given = transformers.Trainer.get_optimizer_cls_and_kwargs(cast(Any, arguments))
     # transformers 5.23 hands bitsandbytes' RMSprop the text of optim_args.
-    given = {name: float(of) if isinstance(of, str) else of for name, of in given.items()}
-    if kind is torch.optim.AdamW:  # one call for all weights in place of ten for each
-        given.setdefault("fused", True)
-    try:
-        optimizer = kind(_groups(options, parameters), **given)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"optim: {options.optim} with optim_args: {options.optim_args} cannot be made: {error}."
-        ) from error
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    return optimizer
+    return kind, {name: float(of) if isinstance(of, str) else of for name, of in given.items()}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

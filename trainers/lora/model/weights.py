@@ -14,7 +14,6 @@ from typing import Protocol
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers.trainer_pt_utils import get_parameter_names
 
 from trainers.lora.options import LoraOptions
 from trainers.lora.pack.stacks import Stacks
@@ -99,6 +98,9 @@ def is_undecayed(name: str) -> bool:
 
 def undecayed_parameters(model: nn.Module) -> set[int]:
     """Return the ``id`` of every parameter that transformers leaves out of weight decay."""
+    # Imported here: it takes half a second, and plain adapters do without it.
+    from transformers.trainer_pt_utils import get_parameter_names
+
     decayed = set(get_parameter_names(model, [nn.LayerNorm], list(_UNDECAYED)))
     return {id(weight) for name, weight in model.named_parameters() if name not in decayed}
 
