@@ -41,8 +41,7 @@ ARRANGEMENTS = ("1 x 2", "2 x 1")
 OUR_ARRANGEMENTS = ("2 x 2", "4 x 2", "8 x 2")
 """Of ours: trials in a pack x threads of their one process."""
 
-ONE_A_CORE = "2 x 1"
-"""Unless another one was found to be faster; and where memory is compared."""
+MEMORY_ARRANGEMENT = "2 x 1"
 
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", help="This contestant, and again for more.")
@@ -84,8 +83,8 @@ def equal(
     """The same configs, verdicts and steps for all."""
     chosen = _chosen(only)
     workloads = [_workload(scripted=True, dtype=dtype)] * rounds
-    done = _rounds(chosen, workloads, {c.name: _best(c.name, out) for c in chosen})
-    publish("equal", equal_figures(done), 2, out)
+    done = _rounds(chosen, workloads, {c.name: _best(c, out) for c in chosen})
+    publish("equal" if rounds > 1 else "equal, one round", equal_figures(done), 2, out)
 
 
 @app.command()
@@ -98,7 +97,7 @@ def own(
     """Each with its own sampler and pruner, from the same ten first configs; a seed a round."""
     chosen = [contestant for contestant in _chosen(only) if contestant.searches]
     workloads = [_workload(scripted=False, dtype=dtype, seed=seed) for seed in range(rounds)]
-    done = _rounds(chosen, workloads, {c.name: _best(c.name, out) for c in chosen})
+    done = _rounds(chosen, workloads, {c.name: _best(c, out) for c in chosen})
     publish("own", own_figures(done), 2, out)
 
 
@@ -112,7 +111,8 @@ def memory(
     """What all processes take together, with two trials side by side, on four trials."""
     chosen = _chosen(only or [OURS, "Ray Tune", "Ray Tune, reused actors"])
     workloads = [_workload(scripted=True, dtype=dtype, num_trials=4)] * rounds
-    publish("memory", memory_figures(_rounds(chosen, workloads, {})), 2, out)
+    arranged = {contestant.name: MEMORY_ARRANGEMENT for contestant in chosen}
+    publish("memory", memory_figures(_rounds(chosen, workloads, arranged)), 2, out)
 
 
 @app.command("all")
@@ -141,16 +141,16 @@ def _chosen(only: Sequence[str] | None) -> list[Contestant]:
     return chosen
 
 
-def _best(name: str, out: Path) -> str:
-    """Return the arrangement in which a contestant was fastest; one trial a core if none was tried."""
+def _best(contestant: Contestant, out: Path) -> str:
+    """Return the arrangement in which a contestant was fastest, if several were tried."""
     part = read_figures(out).get("arrangements")
     figures = part["figures"] if isinstance(part, dict) else []
     found = {}
     for figure in figures:
         who, _, arrangement = figure["name"].rpartition(", ")
-        if who == name:
+        if who == contestant.name:
             found[arrangement] = figure["value"]
-    return min(found, key=lambda arrangement: found[arrangement], default=ONE_A_CORE)
+    return min(found, key=lambda tried: found[tried], default=contestant.arrangement)
 
 
 def _rounds(
@@ -160,7 +160,7 @@ def _rounds(
     done: dict[str, list[Done]] = {contestant.name: [] for contestant in chosen}
     for workload in workloads:
         for contestant in chosen:
-            arrangement = arranged.get(contestant.name, ONE_A_CORE)
+            arrangement = arranged[contestant.name]
             done[contestant.name].append(_run(contestant, workload, arrangement))
     return done
 

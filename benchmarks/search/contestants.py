@@ -44,6 +44,8 @@ class Contestant:
         group: Of its environment.
         flags: Of the script.
         searches: Whether it has a sampler and a pruner of its own.
+        arrangement: Trials side by side x threads of each process, unless another was measured to
+            be faster.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Contestant:
     group: str = "common"
     flags: tuple[str, ...] = ()
     searches: bool = True
+    arrangement: str = "2 x 1"
 
     def prepare(self) -> None:
         """Make its environment, if it has one of its own."""
@@ -112,7 +115,7 @@ class Contestant:
 
 
 CONTESTANTS = (
-    Contestant(OURS, None),
+    Contestant(OURS, None, arrangement="4 x 2"),
     Contestant(LIMIT, "bare_loop.py", searches=False),
     Contestant("Ray Tune, reused actors", "ray_tune.py", flags=("--reuse-actors",)),
     Contestant("Ray Tune", "ray_tune.py"),

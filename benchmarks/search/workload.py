@@ -17,7 +17,7 @@ lets through its rungs, which with a reduction factor of 3 are at validations 1 
 
 LEARNING_RATES = (1.0e-4, 4.0e-3)
 RANKS = (8, 16, 32)
-BATCH_SIZES = (1, 2, 3)
+BATCH_SIZES = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Workload:
     threads: int = 2
     num_trials: int = len(COURSES)
     eval_steps: int = 2
-    eval_max_samples: int = 6
+    eval_max_samples: int = 4
     max_length: int = 256
     dtype: str = "float32"
     reduction_factor: int = 3
