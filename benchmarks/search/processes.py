@@ -54,12 +54,11 @@ def run_measured(
 ) -> Spent:
     """Run a command in a folder; its output goes to a file.
 
-    What it leaves running is ended with it.
+    What it leaves running is ended with it. No other child of this process is touched.
     """
     # Daemons of the command become children of this process, so that they are counted and ended.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    us = psutil.Process()
-    cpu: dict[tuple[int, float], float] = {}
+    family = _Family()
     peak = 0.0
     with log.open("wb") as output:
         started, began = time.time(), time.perf_counter()
@@ -73,9 +72,9 @@ def run_measured(
             start_new_session=True,
         )
         for number in itertools.count():
-            _note_times(us, cpu)
+            family.note_times()
             if number % MEMORY_EVERY == 0:
-                peak = max(peak, _memory(us))
+                peak = max(peak, family.memory())
             try:
                 child.wait(SAMPLE_S)
                 break
@@ -83,32 +82,46 @@ def run_measured(
                 if time.perf_counter() - began > timeout_s:
                     os.killpg(child.pid, signal.SIGKILL)
         wall = time.perf_counter() - began
-    _end_all(us)
-    return Spent(started, wall, sum(cpu.values()), peak / MIB, child.returncode)
+    family.end()
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    return Spent(started, wall, family.cpu_s, peak / MIB, child.returncode)
 
 
-def _note_times(us: psutil.Process, cpu: dict[tuple[int, float], float]) -> None:
-    """Note the processor time of every descendant."""
-    for process in us.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-            times = process.cpu_times()
-            cpu[process.pid, process.create_time()] = times.user + times.system
+class _Family:
+    """All descendants of this process that were not there when this was made."""
 
+    def __init__(self) -> None:
+        self._us = psutil.Process()
+        self._before = set(self._us.children(recursive=True))
+        self._times: dict[psutil.Process, float] = {}
 
-def _memory(us: psutil.Process) -> float:
-    """Return the memory of all descendants in bytes."""
-    memory = 0.0
-    for process in us.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
-            memory += process.memory_full_info().pss
-    return memory
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of all, also of those that have ended since it was noted."""
+        return sum(self._times.values())
 
+    def note_times(self) -> None:
+        """Note the processor time of each."""
+        for process in self._present():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                times = process.cpu_times()
+                self._times[process] = times.user + times.system
 
-def _end_all(us: psutil.Process) -> None:
-    left = us.children(recursive=True)
-    for process in left:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(left, timeout=10)
+    def memory(self) -> float:
+        """Return the memory of all together, in bytes."""
+        total = 0.0
+        for process in self._present():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
+                total += process.memory_full_info().pss
+        return total
+
+    def end(self) -> None:
+        """Kill what is left."""
+        left = self._present()
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=10)
+
+    def _present(self) -> list[psutil.Process]:
+        return [of for of in self._us.children(recursive=True) if of not in self._before]
