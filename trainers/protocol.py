@@ -177,9 +177,9 @@ class Report:
 class Trainer(Protocol):
     """Trains several trials on one base model, one pass of all of them at a time.
 
-    Not thread-safe: one thread calls it. A trial's losses and validations must not depend on
-    which other trials are present, and must be the same after ``save``, a new process and ``add``
-    with ``resume_from`` as if nothing had happened.
+    Not thread-safe but for ``save``: one thread calls it. A trial's losses and validations must not
+    depend on which other trials are present, and must be the same after ``save``, a new process and
+    ``add`` with ``resume_from`` as if nothing had happened.
     """
 
     Options: ClassVar[type[TrainerOptions]]
@@ -265,7 +265,8 @@ class Trainer(Protocol):
     def save(self, trial: int, folder: Path) -> None:
         """Write the trial as it is now into an empty folder, without pickles.
 
-        ``ADAPTER_FOLDER`` holds what the user gets, ``STATE_FOLDER`` the rest.
+        ``ADAPTER_FOLDER`` holds what the user gets, ``STATE_FOLDER`` the rest. Several threads may call
+        this at once, each for another trial, while nothing else is called.
         """
         ...
 

@@ -14,7 +14,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hpo import faults
@@ -25,6 +26,9 @@ from hpo.cluster.seats import Seat
 from hpo.errors import HpoError
 from hpo.lookup import find_trainer
 from trainers.protocol import EndReason, Report, Trainer
+
+MAX_SAVES = 4
+"""Checkpoints that are written at once."""
 
 
 def _leave_process() -> None:
@@ -257,22 +261,43 @@ class ModelHost:
             trainer.remove(number)
 
     def _advance(self, trainer: Trainer) -> None:
-        for report in trainer.advance():
-            seat = self._seats.get(report.trial)
-            if seat is None or not seat.joined:
-                continue  # it left, or begins again, while this step was made
+        # One that left, or begins again, while this step was made has nobody to hear of it.
+        heard = [
+            (report, seat)
+            for report in trainer.advance()
+            if (seat := self._seats.get(report.trial)) is not None and seat.joined
+        ]
+        self._save_validations(trainer, heard)
+        for report, seat in heard:
             if report.end == "displaced":
                 self._displace(trainer, report, seat)
                 continue
-            if report.metrics:
-                seat.history.append(report)
-                self._save(trainer, report.trial, seat, report.step, is_validation=True)
             seat.steps_seen = report.step
             if report.end is not None:  # its memory is for others, whenever its proxy hears of it
                 self._remove(trainer, report.trial)
             self._say(report.trial, seat, Word(report=report))
         for number, seat in self._present.items():
             seat.steps_done = trainer.step(number)
+
+    def _save_validations(self, trainer: Trainer, heard: Sequence[tuple[Report, Seat]]) -> None:
+        """Write the checkpoints of the trials that have validated, several at a time.
+
+        Each waits for the disk most of its time, and no report leaves before its checkpoint is whole.
+        """
+        validated = [(of, seat) for of, seat in heard if of.metrics and of.end != "displaced"]
+
+        def save(report: Report, seat: Seat) -> None:
+            seat.history.append(report)
+            self._save(trainer, report.trial, seat, report.step, is_validation=True)
+
+        if len(validated) == 1:
+            save(*validated[0])
+        elif validated:
+            # A quota is counted from one checkpoint to the next.
+            at_once = MAX_SAVES if self._setup.disk_quota_gib is None else 1
+            with ThreadPoolExecutor(at_once, thread_name_prefix="save") as pool:
+                for done in [pool.submit(save, report, seat) for report, seat in validated]:
+                    done.result()
 
     def _displace(self, trainer: Trainer, report: Report, seat: Seat) -> None:
         """Save a trial that makes room, and hand it back to whoever has room for it."""

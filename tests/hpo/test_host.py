@@ -15,6 +15,7 @@ from hpo.cluster.messages import HostSetup, Word
 from hpo.cluster.seats import Note, read_note
 from tests.fake_trainer import FakeTrainer
 from tests.integration.command import journal, wait_until
+from trainers.protocol import Report
 
 Options = dict[str, object]
 MakeHost = Callable[..., "Driven"]
@@ -377,3 +378,30 @@ def test_a_word_that_a_trial_is_alive_tells_its_step_and_no_news(make_host: Make
     word = host.host.next_word(0, timeout_s=0.05)
     assert not word.is_news
     assert not word.waiting
+
+
+def test_trials_that_validate_together_are_saved_at_once_and_none_is_heard_of_before(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = threading.Barrier(2, timeout=20)  # two that are saved one after the other never meet
+    save, advance = FakeTrainer.save, FakeTrainer.advance
+
+    def together(self: FakeTrainer) -> list[Report]:
+        return advance(self) if len(self._trials) == 2 else []
+
+    def met(self: FakeTrainer, trial: int, folder: Path) -> None:
+        meeting.wait()
+        save(self, trial, folder)
+
+    monkeypatch.setattr(FakeTrainer, "save", met)
+    monkeypatch.setattr(FakeTrainer, "advance", together)
+    host = make_host(max_steps=2)
+    for number in range(2):
+        host.join(number)
+    for _ in range(2):
+        for number in range(2):
+            report = host.next(number).report
+            assert report is not None
+            newest = host.store.newest(number)
+            assert newest is not None
+            assert newest.step >= report.step
