@@ -27,6 +27,11 @@ from hpo.errors import HpoError
 from hpo.lookup import find_trainer
 from trainers.protocol import EndReason, Report, Trainer
 
+VERDICT_SHARE = 0.1
+"""So much of a pass's time its trials may wait for their verdicts: a verdict takes some milliseconds, and
+a step that a stopped trial trains on is lost, with the place that the next one could have had in it."""
+
+MAX_VERDICT_S = 1.0
 MAX_SAVES = 4
 """Checkpoints that are written at once."""
 
@@ -109,6 +114,9 @@ class ModelHost:
                     return Word(gone=True)
                 if seat.words:
                     return seat.words.popleft()
+                if seat.awaits_verdict:  # who asks on has heard that the trial goes on
+                    seat.awaits_verdict = False
+                    self._changed.notify_all()
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return Word(step=seat.steps_done, waiting=not seat.joined)
@@ -169,8 +177,10 @@ class ModelHost:
         try:
             while True:
                 self._serve(trainer)
+                started = time.monotonic()
                 with self._pulse.busy():
                     self._advance(trainer)
+                self._await_verdicts(VERDICT_SHARE * (time.monotonic() - started))
         except HpoError as error:
             self._die(str(error))
         except BaseException as error:
@@ -279,6 +289,14 @@ class ModelHost:
         for number, seat in self._present.items():
             seat.steps_done = trainer.step(number)
 
+    def _await_verdicts(self, timeout_s: float) -> None:
+        """Give those who have validated a moment to be stopped, before a step that would be discarded."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not any(seat.awaits_verdict for seat in self._seats.values()),
+                min(timeout_s, MAX_VERDICT_S),
+            )
+
     def _save_validations(self, trainer: Trainer, heard: Sequence[tuple[Report, Seat]]) -> None:
         """Write the checkpoints of the trials that have validated, several at a time.
 
@@ -337,6 +355,7 @@ class ModelHost:
             if self._seats.get(number) is seat:
                 seat.words.append(word)
                 seat.ended |= word.report is not None and word.report.end is not None
+                seat.awaits_verdict |= word.report is not None and word.report.end is None
                 self._changed.notify_all()
 
     # Its end

@@ -73,6 +73,7 @@ class Seat:
         steps_done: Optimizer steps.
         joined: The trainer has it.
         ended: It has said its last word.
+        awaits_verdict: It has reported, and not heard yet that it goes on.
     """
 
     stay: int
@@ -85,6 +86,7 @@ class Seat:
     steps_done: int = 0
     joined: bool = False
     ended: bool = False
+    awaits_verdict: bool = False
 
     def note(self, state: State, message: str = "") -> None:
         """Write down what would be true of it if this process died now."""

@@ -405,3 +405,21 @@ def test_trials_that_validate_together_are_saved_at_once_and_none_is_heard_of_be
             newest = host.store.newest(number)
             assert newest is not None
             assert newest.step >= report.step
+
+
+def test_a_trial_waits_a_moment_for_its_verdict_and_not_for_ever(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.cluster.host.VERDICT_SHARE", 1e9)  # of a pass that takes no time
+    monkeypatch.setattr("hpo.cluster.host.MAX_VERDICT_S", 20.0)
+    host = make_host(max_steps=3)
+    stay = host.join(0)
+    assert host.next(0).report is not None
+    host.host.leave(0, stay)  # its verdict, at once: no step is made for nothing
+    host.join(1)
+    assert host.last(1)[0] == [1, 2, 3]  # who asks for the next report goes on
+    assert host.steps(0) == [1]
+
+    monkeypatch.setattr("hpo.cluster.host.MAX_VERDICT_S", 0.0)
+    host.join(2)
+    wait_until(lambda: host.steps(2) == [1, 2, 3], "a trial whose proxy is silent trains on")
