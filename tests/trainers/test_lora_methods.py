@@ -450,3 +450,16 @@ class TestFullFineTuning(AloneContract):
 
 class TestPissa(AloneContract):
     special: ClassVar[Options] = {"init_lora_weights": "pissa"}
+
+
+def test_nothing_of_an_adapter_is_left_in_the_layers_that_stay(fixed: Options) -> None:
+    run = Run(fixed)
+    run.add(7, {**fixed, "lora_dropout": 0.1, "seed": 7})
+    layers = run.trainer._engine._weights._layers(7).values()
+    assert layers
+    run.advance(1)
+    run.trainer.remove(7)
+    for layer in layers:
+        tables = [value for value in vars(layer).values() if hasattr(value, "keys")]
+        modules = [module for module in layer.children() if hasattr(module, "keys")]
+        assert not [table for table in tables + modules if "trial7" in table.keys()]  # noqa: SIM118

@@ -52,7 +52,12 @@ class Frame:
         """Remove an adapter."""
         self.activate(None)  # PEFT would make another one active
         for name in targets:
-            self.layers[name].delete_adapter(adapter)
+            layer = self.layers[name]
+            layer.delete_adapter(adapter)
+            for table in (layer.use_rslora, layer.use_dora, layer.lora_bias):
+                table.pop(
+                    adapter, None
+                )  # PEFT 0.21 leaves these; here layers outlive their adapters
 
     def activate(self, adapter: str | None) -> None:
         """Let the model compute with this adapter, or with none."""
