@@ -311,8 +311,9 @@ class ModelHost:
         if len(validated) == 1:
             save(*validated[0])
         elif validated:
-            # A quota is counted from one checkpoint to the next.
-            at_once = MAX_SAVES if self._setup.disk_quota_gib is None else 1
+            # A quota is counted from one checkpoint to the next; a URL has one folder to write from.
+            is_free = self._setup.disk_quota_gib is None and self._store.is_local
+            at_once = MAX_SAVES if is_free else 1
             with ThreadPoolExecutor(at_once, thread_name_prefix="save") as pool:
                 for done in [pool.submit(save, report, seat) for report, seat in validated]:
                     done.result()
