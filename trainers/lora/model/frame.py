@@ -54,10 +54,9 @@ class Frame:
         for name in targets:
             layer = self.layers[name]
             layer.delete_adapter(adapter)
+            # PEFT 0.21 leaves these behind; here layers outlive their adapters.
             for table in (layer.use_rslora, layer.use_dora, layer.lora_bias):
-                table.pop(
-                    adapter, None
-                )  # PEFT 0.21 leaves these; here layers outlive their adapters
+                table.pop(adapter, None)
 
     def activate(self, adapter: str | None) -> None:
         """Let the model compute with this adapter, or with none."""
