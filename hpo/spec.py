@@ -124,6 +124,11 @@ class ResourcesSpec(_Part):
         "many as fit, measured when the run begins, 8 at most. Where the cluster has no GPU: the "
         "same share of a node's cores.",
     )
+    cpu_hosts: Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="On a node without a GPU: processes among which its cores and its trials are "
+        "divided, each with a base model of its own. More are faster, and take more memory.",
+    )
 
 
 class BudgetSpec(_Part):

@@ -283,6 +283,7 @@ class FakeTrainer:
                 "step": trial.step,
                 "pid": os.getpid(),
                 "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+                "threads": os.environ.get("OMP_NUM_THREADS"),
             }
             with open(trial.options.journal, "a") as file:
                 file.write(json.dumps(line) + "\n")

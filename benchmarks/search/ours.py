@@ -69,7 +69,10 @@ def study_file(workload: Workload) -> Mapping[str, object]:
         "enqueue": given,
         "sampler": {"type": "tpe", "seed": workload.seed},
         "pruner": pruner,
-        "resources": {"gpu": 1 / workload.concurrency},
+        "resources": {
+            "gpu": 1 / workload.concurrency,
+            "cpu_hosts": max(1, len(os.sched_getaffinity(0)) // workload.threads),
+        },
         "budget": {"trials": workload.num_trials},
     }
 

@@ -146,15 +146,17 @@ class Driver:
     def _begin_to_load(self) -> None:
         """Let the model load while Tune starts, where it is known who will ask for it.
 
-        On this machine without a GPU that is one host. With GPUs Ray chooses which one is used first.
+        On this machine without a GPU all hosts are used. With GPUs Ray chooses which one is used first.
         """
         import ray
 
         nodes = self._nodes()
         if self._study.spec.ray_address is None and len(nodes) == 1 and not nodes[0].gpus:
-            from hpo.cluster.placing import CPU, host_on
+            from hpo.cluster.placing import cpu, host_on
 
-            host_on(ray.get_runtime_context().get_node_id(), CPU, self._run_id, self._setup())
+            node_id = ray.get_runtime_context().get_node_id()
+            for number in range(min(self._study.spec.resources.cpu_hosts, self._num_slots())):
+                host_on(node_id, cpu(number), self._run_id, self._setup())
 
     def _setup(self) -> HostSetup:
         spec = self._study.spec
@@ -166,6 +168,7 @@ class Driver:
             patience_s=max(spec.lease_s, 15.0),
             import_path=(os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)),
             stall_timeout=spec.stall_timeout,
+            cpu_hosts=spec.resources.cpu_hosts,
         )
 
     # Tune
@@ -180,7 +183,13 @@ class Driver:
 
         spec = self._study.spec
         nodes = self._nodes()
-        searcher = StudySearcher(self._study, self._num_slots, self._tune_config, self._is_ending)
+        searcher = StudySearcher(
+            self._study,
+            self._num_slots,
+            self._tune_config,
+            self._is_ending,
+            spec.resources.cpu_hosts,
+        )
         scheduler = StudyScheduler(self._study, self._stays)
         try:
             tune.Tuner(
@@ -209,13 +218,14 @@ class Driver:
                 raise
         return searcher
 
-    def _tune_config(self, claim: Claim) -> dict[str, Any]:
+    def _tune_config(self, claim: Claim, cpu_host: int) -> dict[str, Any]:
         self._progress.began(claim)
         return {
             "number": claim.number,
             "config": claim.config,
             "setup": self._setup(),
             "run_id": self._run_id,
+            "cpu_host": cpu_host,
             **self._stays.begin(claim.number),
         }
 

@@ -10,6 +10,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -66,9 +67,20 @@ def find_share(
     capacity = measured(setup, nodes, sampled, is_ending)
     if capacity is None:
         return 1.0
+    has_gpus = any(node.gpus for node in nodes)
+    if not has_gpus:
+        capacity = beside_copies(capacity, spec.resources.cpu_hosts - 1)
     num_trials = min(capacity.num_trials, MOST_TRIALS)
-    say(described(capacity, num_trials, any(node.gpus for node in nodes)))
+    say(described(capacity, num_trials, has_gpus))
     return share_of(num_trials)
+
+
+def beside_copies(capacity: Capacity, num_copies: int) -> Capacity:
+    """Return how many trials fit beside so many more copies of the base model."""
+    if capacity.base_gib is None or not capacity.trial_gib:
+        return capacity
+    taken = math.ceil(num_copies * capacity.base_gib / capacity.trial_gib)
+    return replace(capacity, num_trials=max(1, capacity.num_trials - taken))
 
 
 def share_of(num_trials: int) -> float:

@@ -23,6 +23,7 @@ class HostSetup:
         stall_timeout: A host whose trainer does not come back for so many seconds ends itself, and one
             that does not answer for so long is killed.
         disk_quota_gib: What the study's checkpoints may take.
+        cpu_hosts: Hosts among which a node without a GPU divides its cores.
     """
 
     trainer: str
@@ -32,6 +33,7 @@ class HostSetup:
     import_path: tuple[str, ...] = ()
     stall_timeout: float = 1800.0
     disk_quota_gib: float | None = None
+    cpu_hosts: int = 1
 
     @property
     def alive_s(self) -> float:

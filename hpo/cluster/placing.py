@@ -14,11 +14,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from hpo.cluster.host import ModelHost
 from hpo.cluster.messages import HostSetup
 
-CPU = "cpu"
 MAX_CALLS = 1000  # threads of a host that may wait for reports at once
 
 # Ray hides every GPU from an actor that asks for none; the host's are named by its proxy.
 _KEEP_DEVICE = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def cpu(number: int) -> str:
+    """Return the name of what one host of a node without a GPU computes on: a part of its cores."""
+    return f"cpu{number}"
 
 
 def host_name(run_id: str, node_id: str, device: str) -> str:
@@ -31,12 +35,18 @@ def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
 
     Args:
         node_id: Ray's, of the node on which this is called.
-        device: Ids of GPUs with commas between, or ``CPU``.
+        device: Ids of GPUs with commas between, or what ``cpu`` returns.
         run_id: Of the driver's run.
         setup: What the host is made of.
     """
-    environment = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}  # Ray's default is 1
-    if device != CPU:
+    has_gpu = not device.startswith("cpu")
+    cores = len(os.sched_getaffinity(0)) // (1 if has_gpu else setup.cpu_hosts)
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, cores)),  # Ray's default is 1
+        # A thread that waits for the others takes no core from Ray's processes and other hosts.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    if has_gpu:
         environment |= {"CUDA_VISIBLE_DEVICES": device, **_KEEP_DEVICE}
     return (
         ray.remote(ModelHost)

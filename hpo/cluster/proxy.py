@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 
 from hpo.cluster import last_words
 from hpo.cluster.messages import HostSetup, Loss, Word
-from hpo.cluster.placing import CPU, host_on
+from hpo.cluster.placing import cpu, host_on
 from hpo.cluster.seats import read_note
 from trainers.protocol import Report
 
@@ -38,8 +38,8 @@ WORDS = "words"
 class TrialProxy(tune.Trainable):
     """One trial, or one after the other, on the device that Ray gave this actor.
 
-    Its config: ``number``, ``config`` (the trainer's), ``setup`` (HostSetup), ``run_id``, and what a
-    host takes: ``stay`` and ``alone``.
+    Its config: ``number``, ``config`` (the trainer's), ``setup`` (HostSetup), ``run_id``, ``cpu_host``
+    (which of the hosts where there is no GPU), and what a host takes: ``stay`` and ``alone``.
     """
 
     _host: Any = None
@@ -74,6 +74,7 @@ class TrialProxy(tune.Trainable):
         self._trial_config = config["config"]
         self._setup: HostSetup = config["setup"]
         self._run_id = str(config["run_id"])
+        self._cpu_host = int(config["cpu_host"])
         self._stay = int(config["stay"])
         self._alone = bool(config["alone"])
         # Ray has no public name for the folder in which it keeps this node's logs.
@@ -157,9 +158,9 @@ class TrialProxy(tune.Trainable):
     # Its host
 
     def _find_host(self) -> Any:
-        device = ",".join(str(gpu) for gpu in sorted(ray.get_gpu_ids())) or CPU
+        gpus = ",".join(str(gpu) for gpu in sorted(ray.get_gpu_ids()))
         node_id = ray.get_runtime_context().get_node_id()
-        return host_on(node_id, device, self._run_id, self._setup)
+        return host_on(node_id, gpus or cpu(self._cpu_host), self._run_id, self._setup)
 
     def _kill_host(self) -> None:
         if self._pid is not None:  # Ray gives a frozen process five seconds more

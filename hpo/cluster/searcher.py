@@ -18,23 +18,27 @@ class StudySearcher(Searcher):
         self,
         study: Study,
         num_slots: Callable[[], int],
-        tune_config: Callable[[Claim], dict[str, Any]],
+        tune_config: Callable[[Claim, int], dict[str, Any]],
         is_ending: Callable[[], bool],
+        cpu_hosts: int = 1,
     ) -> None:
         """Wire a study to Tune.
 
         Args:
             study: Where trials come from.
             num_slots: How many trials the cluster holds now.
-            tune_config: What a proxy gets for a claim.
+            tune_config: What a proxy gets for a claim, and for the number of a host on a node without
+                a GPU.
             is_ending: Whether no further trial shall begin; asked often, also while Tune waits.
+            cpu_hosts: Of each node without a GPU.
         """
         super().__init__()
         self._study = study
         self._num_slots = num_slots
         self._tune_config = tune_config
         self._is_ending = is_ending
-        self.live: dict[str, int] = {}
+        self._cpu_hosts = cpu_hosts
+        self._host_of: dict[str, int] = {}
         self.exhausted: str | None = None
 
     def set_search_properties(
@@ -47,7 +51,7 @@ class StudySearcher(Searcher):
         """Return the next trial's config, None to wait, or FINISHED."""
         if self._is_ending():
             return str(Searcher.FINISHED)
-        if len(self.live) >= self._num_slots():
+        if len(self._host_of) >= self._num_slots():
             return None
         try:
             claim = self._study.next_trial()
@@ -56,14 +60,16 @@ class StudySearcher(Searcher):
             return str(Searcher.FINISHED)
         if claim is None:
             return None
-        self.live[trial_id] = claim.number
-        return self._tune_config(claim)
+        taken = list(self._host_of.values())
+        host = min(range(self._cpu_hosts), key=taken.count)
+        self._host_of[trial_id] = host
+        return self._tune_config(claim, host)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Free the trial's place."""
-        self.live.pop(trial_id, None)
+        self._host_of.pop(trial_id, None)
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle to nothing: Tune writes its searcher to the disk, and this one holds a database."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from hpo.cluster.measure import described, samples, share_of, sharing_problem
+from hpo.cluster.measure import beside_copies, described, samples, share_of, sharing_problem
 from hpo.cluster.slots import Node, num_slots
 from hpo.json_schema import file_schema
 from hpo.preview import preview
@@ -74,6 +74,12 @@ def test_trials_that_cannot_share_are_one_a_device_and_no_mistake(tmp_path: Path
     assert "wants its base for itself" in str(sharing_problem(spec, samples(spec)))
     free = make_spec(tmp_path, resources={"gpu": "auto"})
     assert sharing_problem(free, samples(free)) is None
+
+
+def test_copies_of_the_base_model_take_the_place_of_trials() -> None:
+    one_host = Capacity(12, base_gib=3.0, trial_gib=2.0, total_gib=27.0)
+    assert [beside_copies(one_host, more).num_trials for more in (0, 1, 3, 9)] == [12, 10, 7, 1]
+    assert beside_copies(Capacity(1), 3) == Capacity(1), "nothing is known of its memory"
 
 
 def test_the_user_reads_what_was_measured() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-NEW = {"stay": 1, "alone": False}
+NEW = {"stay": 1, "alone": False, "cpu_host": 0}
 
 
 class Silent:
@@ -83,6 +84,21 @@ def most_at_once(lines: list[dict[str, object]]) -> int:
                     del present[line["trial"]]
                 most = max(most, len(present))
     return most
+
+
+def test_cpu_hosts_divide_the_cores_and_the_trials_of_a_node_without_a_gpu(tmp_path: Path) -> None:
+    options = {"max_steps": 20, "step_s": 0.1}
+    resources = {"gpu": 0.25, "cpu_hosts": 2}
+    write_study(tmp_path, fixed=options, resources=resources, pruner={"type": "none"})
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "6")
+    assert result.code == 0, result.err
+    lines = journal(tmp_path)
+    hosts = {line["pid"] for line in lines}
+    assert len(hosts) == 2
+    assert {line["threads"] for line in lines} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+    trials = [{line["trial"] for line in lines if line["pid"] == pid} for pid in hosts]
+    assert sorted(map(len, trials)) == [3, 3]
+    assert most_at_once(lines) == 2
 
 
 def test_trials_that_do_not_fit_make_room_wait_or_are_told_so(
