@@ -64,12 +64,12 @@ class Loop:
 
     def _train(self, number: int, config: Config, num_steps: int) -> Iterator[int]:
         """Do the steps of a trial, and yield each when it is done."""
-        order = self._draw(max(number, 0), config.lora_r)
+        self._draw(max(number, 0), config.lora_r)
         weights = [weight for weight in self._model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, weight_decay=0.0, fused=True)
         for step in range(1, num_steps + 1):
             first = (step - 1) * config.batch_size
-            rows = [self._data.train[i] for i in order[first : first + config.batch_size]]
+            rows = [self._data.train[i] for i in range(first, first + config.batch_size)]
             self._model.train()
             self._loss(self._batch(rows)).backward()
             clip_grad_norm_(weights, 1.0)
@@ -79,16 +79,13 @@ class Loop:
             optimizer.zero_grad()
             yield step
 
-    def _draw(self, seed: int, rank: int) -> Sequence[int]:
-        """Take the adapter of this rank, draw its weights anew, and return an order of the data."""
+    def _draw(self, seed: int, rank: int) -> None:
+        """Take the adapter of this rank, and draw its weights anew."""
         torch.manual_seed(seed)
         self._model.set_adapter(_name(rank))
         for module in self._model.modules():
             if isinstance(module, LoraLayer):
                 module.reset_lora_parameters(_name(rank), init_lora_weights=True)
-        generator = torch.Generator().manual_seed(seed)  # the Trainer's order, so the same rows
-        order: list[int] = torch.randperm(len(self._data.train), generator=generator).tolist()
-        return order
 
     @torch.no_grad()
     def _validate(self) -> float:

@@ -70,6 +70,7 @@ def training_file(workload: Workload, out: Path, number: int, trial: Scripted) -
         "bf16": workload.dtype == "bfloat16",
         "use_cpu": True,
         "seed": number,
+        "disable_shuffling": True,
         "learning_rate": rate,
         "lr_scheduler_type": "polynomial",
         "lr_scheduler_kwargs": {"lr_end": rate * (1 - num_steps / workload.max_steps), "power": 1},

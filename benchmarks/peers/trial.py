@@ -72,6 +72,7 @@ def training_arguments(
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
         max_steps=workload.max_steps,
+        train_sampling_strategy="sequential",
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=workload.eval_batch_size,
         eval_strategy="steps",

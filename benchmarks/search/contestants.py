@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from benchmarks.conditions import ROOT
 from benchmarks.peers.environments import ensure, python_of
 from benchmarks.search.events import Course
-from benchmarks.search.ours import EVENTS, study_file
+from benchmarks.search.ours import EVENTS, VALIDATION, study_file
 from benchmarks.search.processes import Spent, run_measured
 from benchmarks.search.workload import Workload
 
@@ -89,6 +89,7 @@ class Contestant:
             path = folder / "study.yaml"
             with path.open("w", encoding="utf-8") as file:
                 YAML().dump(study_file(workload), file)
+            workload.write_validation(folder / VALIDATION)
             environment |= {"PYTHONPATH": str(ROOT), EVENTS: str(folder / "events.jsonl")}
             return [sys.executable, "-m", "hpo", "run", str(path)], environment
         environment["OMP_NUM_THREADS"] = str(workload.threads)

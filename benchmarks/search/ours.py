@@ -16,6 +16,9 @@ from trainers.lora import LoraTrainer
 from trainers.protocol import Report
 
 STUDY = "bench"
+VALIDATION = "validation.json"
+"""Beside the study's file: only the rows that all validate on. We would draw some."""
+
 EVENTS = "HPO_BENCH_EVENTS"
 """Names the file of events in the environment; Ray's processes inherit it."""
 
@@ -58,8 +61,8 @@ def study_file(workload: Workload) -> Mapping[str, object]:
         "fixed": {
             "model_name_or_path": str(workload.model),
             "train_file": str(workload.data / "train.json"),
-            "validation_file": str(workload.data / "validation.json"),
-            "eval_max_samples": workload.eval_max_samples,
+            "validation_file": VALIDATION,
+            "train_sampling_strategy": "sequential",
             "max_length": workload.max_length,
             "max_steps": workload.max_steps,
             "eval_steps": workload.eval_steps,

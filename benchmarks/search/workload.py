@@ -106,6 +106,11 @@ class Workload:
             "script": script if self.scripted else None,
         }
 
+    def write_validation(self, path: Path) -> None:
+        """Write the rows that are validated on: the first of their file."""
+        rows = json.loads((self.data / "validation.json").read_text(encoding="utf-8"))
+        path.write_text(json.dumps(rows[: self.eval_max_samples]), encoding="utf-8")
+
     def write(self, path: Path) -> None:
         """Put the search into a file for a peer."""
         path.write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")

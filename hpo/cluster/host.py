@@ -8,6 +8,7 @@ trainer hangs. A trial that does not fit beside those on the device waits here u
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -46,8 +47,24 @@ class ModelHost:
     """Trains trials on one device. Made a Ray actor by the proxy; usable without Ray in tests."""
 
     def __init__(
-        self, setup: HostSetup, device: str, leave_process: Callable[[], None] = _leave_process
+        self,
+        setup: HostSetup,
+        device: str,
+        num_threads: int | None = None,
+        leave_process: Callable[[], None] = _leave_process,
     ) -> None:
+        """Begin to load.
+
+        Args:
+            setup: What the trainer is made of.
+            device: As the trainer names it.
+            num_threads: That compute on the processor; None: as the environment says.
+            leave_process: Ends this process.
+        """
+        if num_threads is not None:  # read when torch is loaded; Ray has set 1
+            os.environ["OMP_NUM_THREADS"] = str(num_threads)
+            # One that waits for the others takes no core from Ray's processes and other hosts.
+            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         self._setup = setup
         self._device = device
         self._leave_process = leave_process
@@ -188,7 +205,12 @@ class ModelHost:
 
     def _make_trainer(self) -> Trainer:
         sys.path += [folder for folder in self._setup.import_path if folder not in sys.path]
-        return find_trainer(self._setup.trainer)(self._setup.fixed, self._device)
+        gc.disable()  # imports make objects to stay: to look through them takes a fifth of the time
+        try:
+            return find_trainer(self._setup.trainer)(self._setup.fixed, self._device)
+        finally:
+            gc.freeze()
+            gc.enable()
 
     def _serve(self, trainer: Trainer) -> None:
         """Carry out what was asked, and wait while there is nothing to train."""

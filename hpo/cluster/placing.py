@@ -41,13 +41,8 @@ def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
     """
     has_gpu = not device.startswith("cpu")
     cores = len(os.sched_getaffinity(0)) // (1 if has_gpu else setup.cpu_hosts)
-    environment = {
-        "OMP_NUM_THREADS": str(max(1, cores)),  # Ray's default is 1
-        # A thread that waits for the others takes no core from Ray's processes and other hosts.
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    if has_gpu:
-        environment |= {"CUDA_VISIBLE_DEVICES": device, **_KEEP_DEVICE}
+    # Without an environment of its own it is one of the processes that Ray has started already.
+    environment = {"CUDA_VISIBLE_DEVICES": device, **_KEEP_DEVICE} if has_gpu else {}
     return (
         ray.remote(ModelHost)
         .options(
@@ -59,7 +54,7 @@ def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
             max_concurrency=MAX_CALLS,
             # Outside the proxy's placement group: in it, the host would die with its maker.
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-            runtime_env={"env_vars": environment},
+            runtime_env={"env_vars": environment} if environment else None,
         )
-        .remote(setup, "auto")
+        .remote(setup, "auto", max(1, cores))
     )

@@ -43,6 +43,7 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # said by us, in a line each
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # Ray starts some early: proxies take them
     "RAY_worker_niceness": "0",  # at Ray's 15 every other process keeps a host from its cores
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }

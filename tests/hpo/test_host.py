@@ -35,7 +35,7 @@ class Driven:
             stall_timeout=stall_timeout,
         )
         self.left = threading.Event()
-        self.host = ModelHost(setup, "cpu", self._leave)
+        self.host = ModelHost(setup, "cpu", leave_process=self._leave)
         self.num_joins = 0
         self.store = CheckpointStore(folder / "store")
 
@@ -364,7 +364,7 @@ def test_a_host_that_nobody_calls_leaves_and_loses_no_trial(tmp_path: Path) -> N
         left.set()
         threading.Event().wait()
 
-    host = ModelHost(setup, "cpu", leave)
+    host = ModelHost(setup, "cpu", leave_process=leave)
     host.join(0, {"max_steps": 10**6, "step_s": 0.01, "eval_steps": 5}, 1, False, tmp_path / "note")
     assert left.wait(20)
     assert read_note(tmp_path / "note") == Note("over", step=ANY, validation=ANY)

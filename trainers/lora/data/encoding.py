@@ -83,6 +83,9 @@ class Encoder:
                 f"are in the text. Use a model with a tokenizer.json."
             )
         self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer  # without what transformers wraps around it
+        self._backend.no_truncation()
+        self._backend.no_padding()
         self._max_length = max_length
         self._default_system = default_system
         self._train_on_prompt = train_on_prompt
@@ -136,9 +139,9 @@ class Encoder:
         else:
             text, answers = self._render_completion(sample)
             num_skipped = 0
-        tokens = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        input_ids = torch.tensor(tokens["input_ids"], dtype=torch.int32)
-        offsets = tokens["offset_mapping"]
+        tokens = self._backend.encode(text, add_special_tokens=False)
+        input_ids = torch.tensor(tokens.ids, dtype=torch.int32)
+        offsets = tokens.offsets
         last_answer = _label(input_ids, offsets, answers[-1:]) != IGNORE_INDEX
         labels = input_ids if self._train_on_prompt else _label(input_ids, offsets, answers)
         return Example(
@@ -171,7 +174,8 @@ class Encoder:
             turns = turns[-1:]
         for turn in turns:
             lead = self._template(sample, messages[:turn], add_generation_prompt=True)
-            through = self._template(sample, messages[: turn + 1])
+            is_all = turn == len(messages) - 1
+            through = text if is_all else self._template(sample, messages[: turn + 1])
             if text.startswith(through) and through.startswith(lead):
                 answers.append((len(lead), len(through)))
             elif turn == turns[-1]:
