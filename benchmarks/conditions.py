@@ -22,7 +22,7 @@ class Conditions:
         commit: Of the repository; ``unknown`` outside of one.
         is_dirty: Whether files differ from that commit, results left out.
         threads: That torch computed with.
-        processor: The machine's.
+        processor: The machine's, and whether it has products in bfloat16.
         cores: That this process may use.
         versions: Of Python and the packages in question.
     """
@@ -64,10 +64,23 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def multiplies_bfloat16() -> bool:
+    """Return whether this processor has products in bfloat16: others take dozens of times as long."""
+    flags = " ".join(_cpuinfo("flags")[:1]).split()
+    return any(flag in ("avx512_bf16", "amx_bf16") for flag in flags)
+
+
 def _processor() -> str:
+    names = _cpuinfo("model name")
+    name = names[0] if names else platform.processor()
+    return f"{name} with bfloat16" if multiplies_bfloat16() else name
+
+
+def _cpuinfo(name: str) -> list[str]:
+    """Return a field of each core as Linux tells it; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        return []
+    fields = (line.partition(":") for line in lines)
+    return [value.strip() for field, _, value in fields if field.strip() == name]

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.conditions import multiplies_bfloat16
 from benchmarks.figures import read_figures
 from benchmarks.publish import (
     DATA,
@@ -31,23 +32,30 @@ from benchmarks.search.figures import (
     memory_figures,
     own_figures,
 )
-from benchmarks.search.workload import Workload
+from benchmarks.search.workload import SIZES, Workload
 
 NAME = "search"
 RESULTS = results(NAME)
+DTYPE = "bfloat16" if multiplies_bfloat16() else "float32"
+"""The type that this processor is fastest in."""
+
 ARRANGEMENTS = ("1 x 2", "2 x 1")
 """Of a peer: trials side by side x threads of each."""
 
-OUR_ARRANGEMENTS = ("4 x 2", "4 x 1", "8 x 1")
+OUR_ARRANGEMENTS = ("4 x 2", "8 x 2", "4 x 1", "8 x 1")
 """Of ours: trials side by side x threads of each process that they share: one on two cores, or two."""
 
 MEMORY_ARRANGEMENT = "2 x 1"
+OUR_MEMORY_ARRANGEMENT = "2 x 2"
+"""As many trials side by side and cores in all."""
 
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", help="This contestant, and again for more.")
 ]
 RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Of all contestants, in turn.")]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="Of the base model, for all.")]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="Of the base model, for all: float32 or bfloat16.")
+]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -60,7 +68,7 @@ def main() -> None:
 
 @app.command()
 def arrangements(
-    only: OnlyOption = None, dtype: DtypeOption = "float32", out: OutOption = RESULTS
+    only: OnlyOption = None, dtype: DtypeOption = DTYPE, out: OutOption = RESULTS
 ) -> None:
     """Try every contestant in each arrangement of processes and threads, once, on six trials."""
     workload = _workload(scripted=True, dtype=dtype, num_trials=6)
@@ -70,55 +78,57 @@ def arrangements(
         found[contestant.name] = {
             arrangement: _run(contestant, workload, arrangement) for arrangement in tried
         }
-    publish("arrangements", arrangement_figures(found), 2, out)
+    publish(_part("arrangements", dtype), arrangement_figures(found), 2, out)
 
 
 @app.command()
 def equal(
     only: OnlyOption = None,
     rounds: RoundsOption = 3,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = DTYPE,
     out: OutOption = RESULTS,
 ) -> None:
     """The same configs, verdicts and steps for all."""
     chosen = _chosen(only)
     workloads = [_workload(scripted=True, dtype=dtype)] * rounds
-    done = _rounds(chosen, workloads, {c.name: _best(c, out) for c in chosen})
-    publish("equal" if rounds > 1 else "equal, one round", equal_figures(done), 2, out)
+    done = _rounds(chosen, workloads, _best(chosen, dtype, out))
+    publish(_part("equal", dtype, rounds), equal_figures(done), 2, out)
 
 
 @app.command()
 def own(
     only: OnlyOption = None,
     rounds: RoundsOption = 3,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = DTYPE,
     out: OutOption = RESULTS,
 ) -> None:
     """Each with its own sampler and pruner, from the same ten first configs; a seed a round."""
     chosen = [contestant for contestant in _chosen(only) if contestant.searches]
     workloads = [_workload(scripted=False, dtype=dtype, seed=seed) for seed in range(rounds)]
-    done = _rounds(chosen, workloads, {c.name: _best(c, out) for c in chosen})
-    publish("own", own_figures(done), 2, out)
+    done = _rounds(chosen, workloads, _best(chosen, dtype, out))
+    publish(_part("own", dtype, rounds), own_figures(done), 2, out)
 
 
 @app.command()
 def memory(
     only: OnlyOption = None,
     rounds: RoundsOption = 3,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = DTYPE,
     out: OutOption = RESULTS,
 ) -> None:
     """What all processes take together, with two trials side by side, on four trials."""
     chosen = _chosen(only or [OURS, "Ray Tune", "Ray Tune, reused actors"])
     workloads = [_workload(scripted=True, dtype=dtype, num_trials=4)] * rounds
-    arranged = {contestant.name: MEMORY_ARRANGEMENT for contestant in chosen}
-    publish("memory", memory_figures(_rounds(chosen, workloads, arranged)), 2, out)
+    arranged = {
+        contestant.name: OUR_MEMORY_ARRANGEMENT if contestant.name == OURS else MEMORY_ARRANGEMENT
+        for contestant in chosen
+    }
+    figures = memory_figures(_rounds(chosen, workloads, arranged))
+    publish(_part("memory", dtype, rounds), figures, 2, out)
 
 
 @app.command("all")
-def all_(
-    rounds: RoundsOption = 3, dtype: DtypeOption = "float32", out: OutOption = RESULTS
-) -> None:
+def all_(rounds: RoundsOption = 3, dtype: DtypeOption = DTYPE, out: OutOption = RESULTS) -> None:
     """All of them, one after the other: about three hours on two cores."""
     arrangements(None, dtype, out)
     equal(None, rounds, dtype, out)
@@ -127,7 +137,13 @@ def all_(
 
 
 def _workload(*, scripted: bool, dtype: str, num_trials: int = 16, seed: int = 0) -> Workload:
+    if dtype not in SIZES:
+        raise typer.BadParameter(f"--dtype {dtype!r} is unknown. Known: {', '.join(SIZES)}.")
     return Workload(MODEL, DATA, scripted, seed, dtype=dtype, num_trials=num_trials)
+
+
+def _part(name: str, dtype: str, rounds: int = 0) -> str:
+    return f"{name}, {dtype}" + (", one round" if rounds == 1 else "")
 
 
 def _chosen(only: Sequence[str] | None) -> list[Contestant]:
@@ -141,16 +157,23 @@ def _chosen(only: Sequence[str] | None) -> list[Contestant]:
     return chosen
 
 
-def _best(contestant: Contestant, out: Path) -> str:
-    """Return the arrangement in which a contestant was fastest, if several were tried."""
-    part = read_figures(out).get("arrangements")
+def _best(chosen: Sequence[Contestant], dtype: str, out: Path) -> dict[str, str]:
+    """Return the arrangement in which each contestant was fastest, if several were tried."""
+    part = read_figures(out).get(_part("arrangements", dtype))
     figures = part["figures"] if isinstance(part, dict) else []
-    found = {}
+    found: dict[str, dict[str, float]] = {contestant.name: {} for contestant in chosen}
     for figure in figures:
         who, _, arrangement = figure["name"].rpartition(", ")
-        if who == contestant.name:
-            found[arrangement] = figure["value"]
-    return min(found, key=lambda tried: found[tried], default=contestant.arrangement)
+        if who in found:
+            found[who][arrangement] = figure["value"]
+    return {
+        contestant.name: min(
+            found[contestant.name],
+            key=found[contestant.name].__getitem__,
+            default=contestant.arrangement,
+        )
+        for contestant in chosen
+    }
 
 
 def _rounds(

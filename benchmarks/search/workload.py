@@ -15,6 +15,10 @@ COURSES = (1,) * 9 + (3,) * 4 + (4,) * 3
 """After which validation each of 16 trials stops where the verdicts are given: so many as ASHA
 lets through its rungs, which with a reduction factor of 3 are at validations 1 and 3."""
 
+SIZES = {"float32": (2, 4), "bfloat16": (10, 16)}
+"""Of each type: steps between two validations, and rows of one. A processor with products in bfloat16
+does them several times as fast as in float32: so a search takes minutes with either."""
+
 LEARNING_RATES = (1.0e-4, 4.0e-3)
 RANKS = (8, 16, 32)
 BATCH_SIZES = (1, 2)
@@ -32,6 +36,10 @@ class Workload:
         concurrency: Trials side by side.
         threads: Of each process that trains, where each trial has one.
         num_trials: At most the courses' number.
+        dtype: Of the base model: one of ``SIZES``.
+        max_length: Tokens of a row at most.
+        reduction_factor: Of the pruners, where they decide.
+        num_initial: First configs that are given where the samplers decide on the rest.
     """
 
     model: Path
@@ -41,12 +49,20 @@ class Workload:
     concurrency: int = 1
     threads: int = 2
     num_trials: int = len(COURSES)
-    eval_steps: int = 2
-    eval_max_samples: int = 4
-    max_length: int = 256
     dtype: str = "float32"
+    max_length: int = 256
     reduction_factor: int = 3
     num_initial: int = 10
+
+    @property
+    def eval_steps(self) -> int:
+        """From one validation to the next."""
+        return SIZES[self.dtype][0]
+
+    @property
+    def eval_max_samples(self) -> int:
+        """Rows of a validation."""
+        return SIZES[self.dtype][1]
 
     @property
     def max_steps(self) -> int:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.conditions import multiplies_bfloat16
 from benchmarks.packing.cases import Case
 from benchmarks.publish import (
     MODEL,
@@ -43,13 +44,10 @@ def main(
     """Compare one trial's whole step with that of transformers' Trainer and PEFT on the same rows."""
     check_setup()
     set_threads(threads)
-    import torch
-
     from benchmarks.step.figures import step_figures
 
-    in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     for one in dtype or ("float32", "bfloat16"):
-        few = one == "bfloat16" and not in_hardware
+        few = one == "bfloat16" and not multiplies_bfloat16()
         cases = [Case.parse(text) for text in case or (HALF_CASES if few else CASES)]
         publish(one, step_figures(str(model), cases, one, repetitions, tell), threads, out)
 
