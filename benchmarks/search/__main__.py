@@ -42,7 +42,7 @@ DTYPE = "bfloat16" if multiplies_bfloat16() else "float32"
 ARRANGEMENTS = ("1 x 2", "2 x 1")
 """Of a peer: trials side by side x threads of each."""
 
-OUR_ARRANGEMENTS = ("4 x 2", "8 x 2", "4 x 1", "8 x 1")
+OUR_ARRANGEMENTS = ("4 x 2", "4 x 1", "8 x 1")
 """Of ours: trials side by side x threads of each process that they share: one on two cores, or two."""
 
 MEMORY_ARRANGEMENT = "2 x 1"

@@ -116,7 +116,7 @@ class Contestant:
 
 
 CONTESTANTS = (
-    Contestant(OURS, None, arrangement="8 x 1"),
+    Contestant(OURS, None, arrangement="4 x 1"),
     Contestant(LIMIT, "bare_loop.py", searches=False),
     Contestant("Ray Tune, reused actors", "ray_tune.py", flags=("--reuse-actors",)),
     Contestant("Ray Tune", "ray_tune.py"),
