@@ -150,6 +150,8 @@ class Passes:
             Exception: What a pass raised, even with one trial in it.
         """
         found: dict[int, list[BatchSums]] = {key: [] for key in wanted}
+        if not any(wanted.values()):
+            return found
         with evaluating(self._base.model):
             for number in range(max(map(len, wanted.values()), default=0)):
                 due = {key: of[number] for key, of in wanted.items() if number < len(of)}
