@@ -116,9 +116,9 @@ def memory(
     dtype: DtypeOption = DTYPE,
     out: OutOption = RESULTS,
 ) -> None:
-    """What all processes take together, with two trials side by side, on four trials."""
+    """What all processes take together, with two trials side by side."""
     chosen = _chosen(only or [OURS, "Ray Tune", "Ray Tune, reused actors"])
-    workloads = [_workload(scripted=True, dtype=dtype, num_trials=4)] * rounds
+    workloads = [_workload(scripted=True, dtype=dtype)] * rounds
     arranged = {
         contestant.name: OUR_MEMORY_ARRANGEMENT if contestant.name == OURS else MEMORY_ARRANGEMENT
         for contestant in chosen
