@@ -64,23 +64,16 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def multiplies_bfloat16() -> bool:
-    """Return whether this processor has products in bfloat16: others take dozens of times as long."""
-    flags = " ".join(_cpuinfo("flags")[:1]).split()
-    return any(flag in ("avx512_bf16", "amx_bf16") for flag in flags)
-
-
 def _processor() -> str:
-    names = _cpuinfo("model name")
-    name = names[0] if names else platform.processor()
-    return f"{name} with bfloat16" if multiplies_bfloat16() else name
+    from trainers.lora.model.processor import multiplies_bfloat16
+
+    return _processor_name() + (" with bfloat16" if multiplies_bfloat16() else "")
 
 
-def _cpuinfo(name: str) -> list[str]:
-    """Return a field of each core as Linux tells it; nothing elsewhere."""
+def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return []
-    fields = (line.partition(":") for line in lines)
-    return [value.strip() for field, _, value in fields if field.strip() == name]
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

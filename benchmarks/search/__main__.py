@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.conditions import multiplies_bfloat16
 from benchmarks.figures import read_figures
 from benchmarks.publish import (
     DATA,
@@ -32,11 +31,12 @@ from benchmarks.search.figures import (
     memory_figures,
     own_figures,
 )
-from benchmarks.search.workload import SIZES, Workload
+from benchmarks.search.workload import Dtype, Workload
+from trainers.lora.model.processor import multiplies_bfloat16
 
 NAME = "search"
 RESULTS = results(NAME)
-DTYPE = "bfloat16" if multiplies_bfloat16() else "float32"
+DTYPE: Dtype = "bfloat16" if multiplies_bfloat16() else "float32"
 """The type that this processor is fastest in."""
 
 ARRANGEMENTS = ("1 x 2", "2 x 1")
@@ -53,9 +53,7 @@ OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", help="This contestant, and again for more.")
 ]
 RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Of all contestants, in turn.")]
-DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="Of the base model, for all: float32 or bfloat16.")
-]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the base model, for all.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -136,9 +134,7 @@ def all_(rounds: RoundsOption = 3, dtype: DtypeOption = DTYPE, out: OutOption = 
     memory(None, rounds, dtype, out)
 
 
-def _workload(*, scripted: bool, dtype: str, num_trials: int = 16, seed: int = 0) -> Workload:
-    if dtype not in SIZES:
-        raise typer.BadParameter(f"--dtype {dtype!r} is unknown. Known: {', '.join(SIZES)}.")
+def _workload(*, scripted: bool, dtype: Dtype, num_trials: int = 16, seed: int = 0) -> Workload:
     return Workload(MODEL, DATA, scripted, seed, dtype=dtype, num_trials=num_trials)
 
 
@@ -161,19 +157,11 @@ def _best(chosen: Sequence[Contestant], dtype: str, out: Path) -> dict[str, str]
     """Return the arrangement in which each contestant was fastest, if several were tried."""
     part = read_figures(out).get(_part("arrangements", dtype))
     figures = part["figures"] if isinstance(part, dict) else []
-    found: dict[str, dict[str, float]] = {contestant.name: {} for contestant in chosen}
-    for figure in figures:
+    fastest: dict[str, str] = {}
+    for figure in sorted(figures, key=lambda figure: float(figure["value"])):
         who, _, arrangement = figure["name"].rpartition(", ")
-        if who in found:
-            found[who][arrangement] = figure["value"]
-    return {
-        contestant.name: min(
-            found[contestant.name],
-            key=found[contestant.name].__getitem__,
-            default=contestant.arrangement,
-        )
-        for contestant in chosen
-    }
+        fastest.setdefault(who, arrangement)
+    return {of.name: fastest.get(of.name, of.arrangement) for of in chosen}
 
 
 def _rounds(

@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 NUM_VALIDATIONS = 4
 """Of a trial that is never stopped."""
@@ -15,7 +16,9 @@ COURSES = (1,) * 9 + (3,) * 4 + (4,) * 3
 """After which validation each of 16 trials stops where the verdicts are given: so many as ASHA
 lets through its rungs, which with a reduction factor of 3 are at validations 1 and 3."""
 
-SIZES = {"float32": (2, 4), "bfloat16": (10, 16)}
+Dtype = Literal["float32", "bfloat16"]
+
+SIZES: Mapping[Dtype, tuple[int, int]] = {"float32": (2, 4), "bfloat16": (10, 16)}
 """Of each type: steps between two validations, and rows of one. A processor with products in bfloat16
 does them several times as fast as in float32: so a search takes minutes with either."""
 
@@ -36,7 +39,7 @@ class Workload:
         concurrency: Trials side by side.
         threads: Of each process that trains, where each trial has one.
         num_trials: At most the courses' number.
-        dtype: Of the base model: one of ``SIZES``.
+        dtype: Of the base model.
         max_length: Tokens of a row at most.
         reduction_factor: Of the pruners, where they decide.
         num_initial: First configs that are given where the samplers decide on the rest.
@@ -49,7 +52,7 @@ class Workload:
     concurrency: int = 1
     threads: int = 2
     num_trials: int = len(COURSES)
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     max_length: int = 256
     reduction_factor: int = 3
     num_initial: int = 10

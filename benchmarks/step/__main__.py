@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.conditions import multiplies_bfloat16
 from benchmarks.packing.cases import Case
 from benchmarks.publish import (
     MODEL,
@@ -45,6 +44,7 @@ def main(
     check_setup()
     set_threads(threads)
     from benchmarks.step.figures import step_figures
+    from trainers.lora.model.processor import multiplies_bfloat16
 
     for one in dtype or ("float32", "bfloat16"):
         few = one == "bfloat16" and not multiplies_bfloat16()

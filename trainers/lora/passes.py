@@ -153,7 +153,7 @@ class Passes:
         if not any(wanted.values()):
             return found
         with evaluating(self._base.model):
-            for number in range(max(map(len, wanted.values()), default=0)):
+            for number in range(max(map(len, wanted.values()))):
                 due = {key: of[number] for key, of in wanted.items() if number < len(of)}
                 for key, sums in self._measure_batches(due).items():
                     found[key].append(sums)

@@ -20,6 +20,7 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from trainers.lora.model.processor import multiplies_bfloat16
 from trainers.lora.options import ALL_LINEAR, LoraOptions
 from trainers.lora.options.method import is_pattern
 
@@ -248,7 +249,7 @@ def _choose_dtype(options: LoraOptions, device_type: str) -> tuple[torch.dtype, 
         in_hardware = torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = torch.bfloat16 if in_hardware else torch.float16
     else:
-        in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        in_hardware = multiplies_bfloat16()
         dtype = torch.bfloat16 if in_hardware else torch.float32
     name = str(dtype).removeprefix("torch.")
     reason = "computes in bfloat16" if in_hardware else "does not compute in bfloat16"
