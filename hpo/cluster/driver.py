@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.cluster.messages import HostSetup
+from hpo.cluster.replaced import replaced
 from hpo.cluster.session import host_handles, ray_session
 from hpo.cluster.signals import Signals
 from hpo.cluster.slots import Node, nodes_of, num_slots, request
@@ -101,7 +102,8 @@ class Driver:
                 stack.enter_context(self._signals)
             address = self._study.spec.ray_address
             exhausted = None
-            with ray_session(address, self._run_id, self._signals, self._progress.noted) as scratch:
+            say = self._progress.noted
+            with ray_session(address, self._run_id, self._signals, say, _load_tune) as scratch:
                 self._check_holds_a_trial()
                 if self._study.spec.resources.gpu == AUTO and not self._is_ending():
                     self._gpu = self._measured_share()
@@ -175,6 +177,7 @@ class Driver:
 
     def _tune(self, scratch: Path) -> Any:
         from ray import tune
+        from ray.air._internal import usage
 
         from hpo.cluster.heart import Heart
         from hpo.cluster.proxy import TrialProxy
@@ -191,26 +194,29 @@ class Driver:
             spec.resources.cpu_hosts,
         )
         scheduler = StudyScheduler(self._study, self._stays)
+        tuner = tune.Tuner(
+            tune.with_resources(TrialProxy, request(nodes, self._gpu)),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=_name_of,
+                trial_dirname_creator=_name_of,
+            ),
+            run_config=tune.RunConfig(
+                name=spec.study,
+                storage_path=str(scratch),
+                verbose=0,
+                callbacks=[Heart(self._on_turn)],
+                # What is lost is counted in the database, and comes back as a Tune trial of its own.
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
         try:
-            tune.Tuner(
-                tune.with_resources(TrialProxy, request(nodes, self._gpu)),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=scheduler,
-                    num_samples=-1,
-                    reuse_actors=True,
-                    trial_name_creator=_name_of,
-                    trial_dirname_creator=_name_of,
-                ),
-                run_config=tune.RunConfig(
-                    name=spec.study,
-                    storage_path=str(scratch),
-                    verbose=0,
-                    callbacks=[Heart(self._on_turn)],
-                    # What is lost is counted in the database, and comes back as a Tune trial of its own.
-                    failure_config=tune.FailureConfig(max_failures=0),
-                ),
-            ).fit()
+            # Ray counts the callbacks of every tracker, and imports each to know it: a second, 80 MiB.
+            with replaced(usage, "tag_callbacks", lambda callbacks: False):
+                tuner.fit()
         except Exception:
             if scheduler.error is not None:  # Tune wraps it in a text of its own
                 raise scheduler.error from None
@@ -314,6 +320,15 @@ class Driver:
                 self._study.release(number)
             except LeaseLostError:
                 self._study.drop(number)
+
+
+def _load_tune() -> None:
+    """Import what takes half a second and is needed once Ray runs."""
+    import hpo.cluster.heart
+    import hpo.cluster.placing
+    import hpo.cluster.proxy
+    import hpo.cluster.scheduler
+    import hpo.cluster.searcher  # noqa: F401
 
 
 def _name_of(trial: Any) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from hpo.cluster.host import ModelHost
 from hpo.cluster.messages import HostSetup
 
 MAX_CALLS = 1000  # threads of a host that may wait for reports at once
@@ -39,6 +38,17 @@ def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
         run_id: Of the driver's run.
         setup: What the host is made of.
     """
+    name = host_name(run_id, node_id, device)
+    try:
+        return ray.get_actor(name)
+    except ValueError:
+        return _made(name, node_id, device, setup)
+
+
+def _made(name: str, node_id: str, device: str, setup: HostSetup) -> Any:
+    """Return the host of this name; whoever is first makes it."""
+    from hpo.cluster.host import ModelHost  # most proxies need none of what it imports
+
     has_gpu = not device.startswith("cpu")
     cores = len(os.sched_getaffinity(0)) // (1 if has_gpu else setup.cpu_hosts)
     # Without an environment of its own it is one of the processes that Ray has started already.
@@ -46,7 +56,7 @@ def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
     return (
         ray.remote(ModelHost)
         .options(
-            name=host_name(run_id, node_id, device),
+            name=name,
             get_if_exists=True,
             lifetime="detached",
             num_cpus=0,

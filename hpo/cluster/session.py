@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from hpo.cluster.loopback import on_loopback
+from hpo.cluster.replaced import replaced
 from hpo.cluster.signals import Signals
 from hpo.errors import StudyError
 
@@ -51,7 +52,11 @@ _ENVIRONMENT = {
 
 @contextlib.contextmanager
 def ray_session(
-    address: str | None, run_id: str, signals: Signals, say: Callable[[str], None]
+    address: str | None,
+    run_id: str,
+    signals: Signals,
+    say: Callable[[str], None],
+    meanwhile: Callable[[], None],
 ) -> Iterator[Path]:
     """Connect to Ray, and in the end leave no process and no file of this run behind.
 
@@ -61,6 +66,7 @@ def ray_session(
         run_id: Part of the names of this run's hosts.
         signals: Those that have come while Ray starts are not lost.
         say: Told in one line what is done.
+        meanwhile: Called while a Ray of our own starts.
 
     Yields:
         A folder for what nobody reads afterwards.
@@ -84,7 +90,7 @@ def ray_session(
         _hush(ray._private.worker)
         if started:
             say(f"joining the Ray cluster {address}" if address else "starting Ray on this machine")
-            folder = _start(address, signals)
+            folder = _start(address, signals, meanwhile)
         scratch = _scratch(folder)
         yield scratch
     except Exception:
@@ -118,9 +124,11 @@ def host_handles(run_id: str) -> list[Any]:
     return handles
 
 
-def _start(address: str | None, signals: Signals) -> Path | None:
+def _start(address: str | None, signals: Signals, meanwhile: Callable[[], None]) -> Path | None:
     """Connect; return the session's folder if it is our own."""
     import ray
+
+    from hpo.cluster.node_start import noticed_at_once
 
     _check_reachable(address)
     # Ray has no option for either: its processes would get the signals that a terminal or a batch system
@@ -135,12 +143,12 @@ def _start(address: str | None, signals: Signals) -> Path | None:
         return popen(*args, preexec_fn=begin, process_group=0, **options)
 
     with (
-        _replaced(ray._private.services, "ConsolePopen", in_own_group),
-        _replaced(ray._private.utils, "set_sigterm_handler", lambda handler: None),
+        replaced(ray._private.services, "ConsolePopen", in_own_group),
+        replaced(ray._private.utils, "set_sigterm_handler", lambda handler: None),
         signals.kept(),
     ):
         try:
-            with on_loopback(address is None):
+            with on_loopback(address is None), noticed_at_once(meanwhile):
                 context = ray.init(
                     address=address or "local",
                     namespace=NAMESPACE,
@@ -158,16 +166,6 @@ def _start(address: str | None, signals: Signals) -> Path | None:
     me = psutil.Process()
     (folder / OWNER).write_text(json.dumps({"pid": me.pid, "began": me.create_time()}))
     return folder
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
 
 
 def _hush(worker: Any) -> None:

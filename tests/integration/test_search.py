@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.integration.command import Result, hpo, journal, write_study
+from tests.integration.command import Result, environment, hpo, journal, write_study
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -108,6 +110,22 @@ def test_a_run_is_seen_in_trackers_notes_samples_and_pictures(
     assert drawn.code == 0, drawn.err
     pictures = [Path(line).name for line in drawn.out.splitlines()]
     assert pictures == ["validations.png", "parameters.png", *(f"trial-{n}.png" for n in range(7))]
+
+
+def test_a_run_loads_no_tracker_that_it_is_not_asked_for(tmp_path: Path) -> None:
+    write_study(tmp_path, fixed={"max_steps": 1})
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "hpo", "run", "study.yaml", "--trials", "1"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "ray.tune" in loaded
+    assert not loaded & {"wandb", "mlflow", "comet_ml", "torch"}
 
 
 def test_a_second_run_of_the_name_is_refused_with_the_way_on(
