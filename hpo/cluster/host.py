@@ -28,11 +28,11 @@ from hpo.errors import HpoError
 from hpo.lookup import find_trainer
 from trainers.protocol import EndReason, Report, Trainer
 
-VERDICT_SHARE = 0.1
-"""So much of a pass's time its trials may wait for their verdicts: a verdict takes some milliseconds, and
-a step that a stopped trial trains on is lost, with the place that the next one could have had in it."""
+ANSWER_SHARE = 0.1
+"""So much of a pass's time its trials may wait for their verdicts, and their places for who comes next.
+Both take some milliseconds, and a step that a stopped trial trains on is lost, as is a place in it."""
 
-MAX_VERDICT_S = 1.0
+MAX_ANSWER_S = 1.0
 MAX_SAVES = 4
 """Checkpoints that are written at once."""
 
@@ -63,8 +63,9 @@ class ModelHost:
         """
         if num_threads is not None:  # read when torch is loaded; Ray has set 1
             os.environ["OMP_NUM_THREADS"] = str(num_threads)
-            # One that waits for the others takes no core from Ray's processes and other hosts.
-            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+            # One that waits for the others sleeps soon, and takes no core from other hosts; but not at
+            # once: to be woken for each product can take longer than the product.
+            os.environ["GOMP_SPINCOUNT"] = "1000"
         self._setup = setup
         self._device = device
         self._leave_process = leave_process
@@ -194,10 +195,10 @@ class ModelHost:
         try:
             while True:
                 self._serve(trainer)
-                started = time.monotonic()
+                started, num_present = time.monotonic(), len(self._present)
                 with self._pulse.busy():
                     self._advance(trainer)
-                self._await_verdicts(VERDICT_SHARE * (time.monotonic() - started))
+                self._await_answers(num_present, ANSWER_SHARE * (time.monotonic() - started))
         except HpoError as error:
             self._die(str(error))
         except BaseException as error:
@@ -311,13 +312,19 @@ class ModelHost:
         for number, seat in self._present.items():
             seat.steps_done = trainer.step(number)
 
-    def _await_verdicts(self, timeout_s: float) -> None:
-        """Give those who have validated a moment to be stopped, before a step that would be discarded."""
+    def _await_answers(self, num_before: int, timeout_s: float) -> None:
+        """Give the driver a moment before a step that would be discarded, or leave a place empty.
+
+        Those who have validated may be stopped, and the place of one that has ended may be taken.
+        """
+
+        def are_in() -> bool:
+            seats = self._seats.values()
+            is_judged = not any(seat.awaits_verdict for seat in seats)
+            return is_judged and sum(not seat.ended for seat in seats) >= num_before
+
         with self._changed:
-            self._changed.wait_for(
-                lambda: not any(seat.awaits_verdict for seat in self._seats.values()),
-                min(timeout_s, MAX_VERDICT_S),
-            )
+            self._changed.wait_for(lambda: self._pausing or are_in(), min(timeout_s, MAX_ANSWER_S))
 
     def _save_validations(self, trainer: Trainer, heard: Sequence[tuple[Report, Seat]]) -> None:
         """Write the checkpoints of the trials that have validated, several at a time.

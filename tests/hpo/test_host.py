@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import ANY
@@ -411,8 +412,8 @@ def test_trials_that_validate_together_are_saved_at_once_and_none_is_heard_of_be
 def test_a_trial_waits_a_moment_for_its_verdict_and_not_for_ever(
     make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.cluster.host.VERDICT_SHARE", 1e9)  # of a pass that takes no time
-    monkeypatch.setattr("hpo.cluster.host.MAX_VERDICT_S", 20.0)
+    monkeypatch.setattr("hpo.cluster.host.ANSWER_SHARE", 1e9)  # of a pass that takes no time
+    monkeypatch.setattr("hpo.cluster.host.MAX_ANSWER_S", 20.0)
     host = make_host(max_steps=3)
     stay = host.join(0)
     assert host.next(0).report is not None
@@ -421,6 +422,28 @@ def test_a_trial_waits_a_moment_for_its_verdict_and_not_for_ever(
     assert host.last(1)[0] == [1, 2, 3]  # who asks for the next report goes on
     assert host.steps(0) == [1]
 
-    monkeypatch.setattr("hpo.cluster.host.MAX_VERDICT_S", 0.0)
+    monkeypatch.setattr("hpo.cluster.host.MAX_ANSWER_S", 0.0)
     host.join(2)
     wait_until(lambda: host.steps(2) == [1, 2, 3], "a trial whose proxy is silent trains on")
+
+
+def test_a_place_waits_a_moment_for_its_next_trial_and_not_for_ever(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.cluster.host.ANSWER_SHARE", 1e9)  # of a pass that takes no time
+    monkeypatch.setattr("hpo.cluster.host.MAX_ANSWER_S", 20.0)
+    host = make_host(memory=2.0, max_steps=50, eval_steps=50)
+    host.join(0, max_steps=1, eval_steps=1)
+    host.join(1, step_s=0.01)
+    host.last(0)
+    wait_until(lambda: host.note(1) is not None, "the other one has joined")
+    host.join(2, max_steps=1, eval_steps=1)
+    host.last(2)
+    seen = host.steps(1)
+    time.sleep(0.3)
+    assert host.steps(1) == seen, "no step is made while the place is empty"
+    assert len(seen) < 50
+    monkeypatch.setattr("hpo.cluster.host.MAX_ANSWER_S", 0.0)
+    host.join(3)
+    assert host.last(1)[0] == [50]
+    assert host.last(3)[0] == [50], "nobody takes the other place"
