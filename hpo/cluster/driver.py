@@ -21,6 +21,7 @@ from hpo.cluster.replaced import replaced
 from hpo.cluster.session import host_handles, ray_session
 from hpo.cluster.signals import Signals
 from hpo.cluster.slots import Node, nodes_of, num_slots, request
+from hpo.cluster.spread import Spread
 from hpo.cluster.stays import Progress, Stays
 from hpo.errors import HpoError, LeaseLostError, StudyError, TrainerError
 from hpo.spec import AUTO
@@ -191,9 +192,9 @@ class Driver:
             self._num_slots,
             self._tune_config,
             self._is_ending,
-            spec.resources.cpu_hosts,
+            Spread(spec.resources.cpu_hosts),
         )
-        scheduler = StudyScheduler(self._study, self._stays)
+        scheduler = StudyScheduler(self._study, self._stays, searcher.moves)
         tuner = tune.Tuner(
             tune.with_resources(TrialProxy, request(nodes, self._gpu)),
             tune_config=tune.TuneConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -53,14 +54,16 @@ class StudyScheduler(FIFOScheduler):
         error: What the study raised; Tune hands on only its text.
     """
 
-    def __init__(self, study: Study, listener: Listener) -> None:
+    def __init__(self, study: Study, listener: Listener, moves: Callable[[str], bool]) -> None:
         """Wire a study to Tune.
 
         Args:
             study: Where reports go and verdicts come from.
             listener: Told of everything.
+            moves: Whether a Tune trial that may go on shall do so on another host.
         """
         super().__init__()
+        self._moves = moves
         self._study = study
         self._listener = listener
         self.error: Exception | None = None
@@ -79,7 +82,9 @@ class StudyScheduler(FIFOScheduler):
         """Hear one word; return whether the trial is over here."""
         self._listener.on_word(trial, word)
         try:
-            return self._is_foreign(number, stay) or (word.is_news and self._hear(number, word))
+            return self._is_foreign(number, stay) or (
+                word.is_news and self._hear(trial, number, word)
+            )
         except LeaseLostError:
             self._drop(number)
             return True
@@ -91,7 +96,7 @@ class StudyScheduler(FIFOScheduler):
         """Return whether a trial is another driver's now, or is trained elsewhere by this one."""
         return number not in self._study.claimed or self._listener.stay_of(number) != stay
 
-    def _hear(self, number: int, word: Word) -> bool:
+    def _hear(self, trial: Any, number: int, word: Word) -> bool:
         """Act on a host's word; return whether the trial is over here."""
         if word.fatal is not None:
             self._study.release(number)
@@ -114,6 +119,10 @@ class StudyScheduler(FIFOScheduler):
         stop = self._study.report(number, word.report)
         if is_news or stop:
             self._listener.on_report(number, word.report, stop)
+        if is_news and not stop and self._moves(trial.trial_id):  # its checkpoint is just written
+            self._study.release(number)
+            self._listener.on_note(f"trial {number} moves to a host that has fewer")
+            return True
         return stop
 
     def _lose(self, number: int, loss: Loss) -> None:

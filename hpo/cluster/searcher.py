@@ -7,6 +7,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from hpo.cluster.spread import Spread
 from hpo.errors import ExhaustedError
 from hpo.study import Claim, Study
 
@@ -20,7 +21,7 @@ class StudySearcher(Searcher):
         num_slots: Callable[[], int],
         tune_config: Callable[[Claim, int], dict[str, Any]],
         is_ending: Callable[[], bool],
-        cpu_hosts: int = 1,
+        spread: Spread,
     ) -> None:
         """Wire a study to Tune.
 
@@ -30,15 +31,15 @@ class StudySearcher(Searcher):
             tune_config: What a proxy gets for a claim, and for the number of a host on a node without
                 a GPU.
             is_ending: Whether no further trial shall begin; asked often, also while Tune waits.
-            cpu_hosts: Of each node without a GPU.
+            spread: Of the trials over hosts.
         """
         super().__init__()
         self._study = study
         self._num_slots = num_slots
         self._tune_config = tune_config
         self._is_ending = is_ending
-        self._cpu_hosts = cpu_hosts
-        self._host_of: dict[str, int] = {}
+        self._spread = spread
+        self._has_none_for_a_place = False
         self.exhausted: str | None = None
 
     def set_search_properties(
@@ -51,25 +52,31 @@ class StudySearcher(Searcher):
         """Return the next trial's config, None to wait, or FINISHED."""
         if self._is_ending():
             return str(Searcher.FINISHED)
-        if len(self._host_of) >= self._num_slots():
+        if len(self._spread) >= self._num_slots():
             return None
         try:
             claim = self._study.next_trial()
         except ExhaustedError as error:
             self.exhausted = str(error)
             return str(Searcher.FINISHED)
-        if claim is None:
-            return None
-        taken = list(self._host_of.values())
-        host = min(range(self._cpu_hosts), key=taken.count)
-        self._host_of[trial_id] = host
-        return self._tune_config(claim, host)
+        self._has_none_for_a_place = claim is None
+        return None if claim is None else self._tune_config(claim, self._spread.take(trial_id))
+
+    def moves(self, trial_id: str) -> bool:
+        """Return whether a trial shall go on elsewhere, and free its place then.
+
+        No other trial is left for a host that has fewer than its own.
+        """
+        if not (self._has_none_for_a_place and self._spread.is_crowded(trial_id)):
+            return False
+        self._spread.free(trial_id)
+        return True
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Free the trial's place."""
-        self._host_of.pop(trial_id, None)
+        self._spread.free(trial_id)
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle to nothing: Tune writes its searcher to the disk, and this one holds a database."""

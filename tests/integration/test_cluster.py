@@ -101,6 +101,31 @@ def test_cpu_hosts_divide_the_cores_and_the_trials_of_a_node_without_a_gpu(tmp_p
     assert most_at_once(lines) == 2
 
 
+def test_a_host_without_trials_takes_one_of_those_that_share_another(tmp_path: Path) -> None:
+    write_study(
+        tmp_path,
+        fixed={"max_steps": 40, "step_s": 0.05, "diverge_above": 0.5},
+        resources={"gpu": 0.25, "cpu_hosts": 2},
+        pruner={"type": "none"},
+        enqueue=[{"x": 0.1, "y": 1}, {"x": 0.9, "y": 1}, {"x": 0.2, "y": 1}, {"x": 0.8, "y": 1}],
+    )
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "4")
+    assert result.code == 0, result.err
+    trials = hpo(tmp_path, "status", "s", "--json").json()["trials"]
+    assert [trial["reason"] for trial in trials] == ["finished", "diverged"] * 2
+    for number in (0, 2):
+        steps = [said["step"] for said in trials[number]["validations"]]
+        assert steps == list(range(1, 41)), "none is lost, none comes twice"
+    hosts = {
+        number: [line["pid"] for line in journal(tmp_path) if line["trial"] == number]
+        for number in (0, 2)
+    }
+    assert sorted(len(set(pids)) for pids in hosts.values()) == [1, 2], "one of them has moved"
+    assert hosts[0][0] == hosts[2][0]
+    assert hosts[0][-1] != hosts[2][-1]
+    assert result.err.count("moves to a host that has fewer") == 1
+
+
 def test_trials_that_do_not_fit_make_room_wait_or_are_told_so(
     tmp_path: Path, cluster: Cluster
 ) -> None:
