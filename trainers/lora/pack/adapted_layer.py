@@ -40,6 +40,7 @@ class AdaptedLayer:
         self._gradients: dict[int, _Pair] = {}
         self._has_gradients_of: dict[int, Route] = {}
         self._views: dict[object, _RunStacks] = {}
+        self._gradient_views: dict[object, _Pair] = {}
         layer.forward = self._forward
 
     def restore(self) -> None:
@@ -75,6 +76,7 @@ class AdaptedLayer:
         )
         self._gradients.pop(rank, None)
         self._views.clear()
+        self._gradient_views.clear()
 
     def shrink(self, rank: int, slots: int) -> None:
         """Have room for no more than so many adapters of a rank."""
@@ -89,6 +91,7 @@ class AdaptedLayer:
             return
         self._gradients.pop(rank, None)
         self._views.clear()
+        self._gradient_views.clear()
 
     def clear(self, rank: int, slot: int) -> None:
         """Empty a place, also of what a smaller adapter would leave as it is."""
@@ -119,7 +122,7 @@ class AdaptedLayer:
                 mask_STI = _draw(run, x_STI, self.name)
                 x_STI = x_STI * mask_STI
                 saved.append(mask_STI)
-            inner_STR = torch.bmm(x_STI, stacks.first_turned).mul_(run.scale)
+            inner_STR = run.scaled(x_STI, stacks.first_turned)
             saved.append(inner_STR)
             part_STO = run.cut(output_TO)
             if part_STO.dtype == inner_STR.dtype:
@@ -148,10 +151,10 @@ class AdaptedLayer:
             if mask_STI is not None:
                 x_STI = x_STI * mask_STI
             inner_STR = next(left)
-            inner_grad_STR = torch.bmm(gradient_STO, stacks.second).mul_(run.scale)
+            inner_grad_STR = run.scaled(gradient_STO, stacks.second)
             if run.rank not in firsts:
                 firsts[run.rank] = self._takes_first(run.rank, route)
-            of_first, of_second = (stack[run.slots] for stack in self.gradients(run.rank))
+            of_first, of_second = self._gradients_of(run)
             for of_factor, one, other in (
                 (of_first, inner_grad_STR.mT, x_STI),
                 (of_second, gradient_STO.mT, inner_STR),
@@ -170,11 +173,16 @@ class AdaptedLayer:
                 part_STI.add_(found_STI if mask_STI is None else found_STI.mul_(mask_STI))
 
     def _stacks_of(self, run: Run) -> _RunStacks:
-        key = (run.rank, run.slots.start, run.slots.stop)
-        if key not in self._views:
+        if run.key not in self._views:
             first, second = (stack[run.slots] for stack in self.weights(run.rank))
-            self._views[key] = _RunStacks(first, first.mT, second, second.mT)
-        return self._views[key]
+            self._views[run.key] = _RunStacks(first, first.mT, second, second.mT)
+        return self._views[run.key]
+
+    def _gradients_of(self, run: Run) -> _Pair:
+        if run.key not in self._gradient_views:
+            first, second = (stack[run.slots] for stack in self.gradients(run.rank))
+            self._gradient_views[run.key] = (first, second)
+        return self._gradient_views[run.key]
 
     def _takes_first(self, rank: int, route: Route) -> bool:
         """Return whether no gradient of this pass is here yet; a layer may be used twice in it."""

@@ -7,6 +7,7 @@ several are the same bits, so that who the neighbours are changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -56,10 +57,27 @@ class Run:
     Attributes:
         places: In the order of their tokens and of their slots.
         scale: Of each, shape (trials, 1, 1), float32.
+        common_scale: Of all of them, if it is a power of two: so whether it multiplies a product
+            within it or afterwards, the bits are the same. Else None.
+        key: Of the stacks that hold their adapters, and the places in these.
     """
 
     places: tuple[Place, ...]
     scale: Tensor
+    common_scale: float | None
+    key: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, places: Sequence[Place], device: torch.device) -> Run:
+        """Join neighbours."""
+        scales = [place.scale for place in places]
+        is_common = len(set(scales)) == 1 and abs(math.frexp(scales[0])[0]) == 0.5
+        return cls(
+            tuple(places),
+            torch.tensor(scales, device=device).view(-1, 1, 1),
+            scales[0] if is_common else None,
+            (places[0].rank, places[0].slot, places[-1].slot + 1),
+        )
 
     @property
     def rank(self) -> int:
@@ -67,13 +85,22 @@ class Run:
 
     @property
     def slots(self) -> slice:
-        return slice(self.places[0].slot, self.places[-1].slot + 1)
+        return slice(*self.key[1:])
+
+    def scaled(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return the batched product of two tensors, times the scales."""
+        if self.common_scale is None:
+            return torch.bmm(one, other).mul_(self.scale)
+        product = one.new_empty(len(one), one.shape[1], other.shape[2])
+        return product.baddbmm_(one, other, beta=0, alpha=self.common_scale)
 
     def cut(self, states_TD: Tensor) -> Tensor:
         """Return a view of these trials' tokens, shape (trials, tokens, dimensions)."""
         first, count = self.places[0], len(self.places)
-        tokens = states_TD.narrow(0, first.start, count * first.num_tokens)
-        return tokens.view(count, first.num_tokens, -1)
+        num_tokens = count * first.num_tokens
+        if num_tokens < len(states_TD):
+            states_TD = states_TD.narrow(0, first.start, num_tokens)
+        return states_TD.view(count, first.num_tokens, -1)
 
     @property
     def drops(self) -> bool:
@@ -99,10 +126,7 @@ class Route:
         key = (present, device)
         if key not in self._runs:
             places = [place for place in self.places if place.trial in present]
-            self._runs[key] = tuple(
-                Run(tuple(run), torch.tensor([p.scale for p in run], device=device).view(-1, 1, 1))
-                for run in _chains(places)
-            )
+            self._runs[key] = tuple(Run.of(run, device) for run in _chains(places))
         return self._runs[key]
 
 
