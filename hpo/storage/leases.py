@@ -105,10 +105,21 @@ class Leases:
             LeaseLostError: Another driver has claimed it.
         """
         if not self._set(connection, self._renewal, trial_id, epoch):
-            raise LeaseLostError(
-                f"another driver has taken over this trial (its lease of {self.lease_s:g} s ran "
-                f"out); what this driver has of it is dropped."
-            )
+            raise self.lost()
+
+    def held(self) -> sa.CTE:
+        """Return ``hold`` as part of a statement: its row, with ``trial_id``, is missing if it is lost.
+
+        Its parameters are ``held_id`` and ``held_epoch``. Not for SQLite.
+        """
+        return self._renewal.returning(LEASES.c.trial_id).cte("held")
+
+    def lost(self) -> LeaseLostError:
+        """Return what to raise when another driver has claimed a trial."""
+        return LeaseLostError(
+            f"another driver has taken over this trial (its lease of {self.lease_s:g} s ran "
+            f"out); what this driver has of it is dropped."
+        )
 
     def free(self, connection: sa.Connection, trial_ids: Sequence[int]) -> list[int]:
         """Return those of some trials that nobody else holds now, in their order."""

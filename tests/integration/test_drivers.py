@@ -190,7 +190,7 @@ class TestFrozen:
         driver.signal(signal.SIGCONT)
         assert driver.ended(30) == 0
         said = driver.said()
-        if ["reported", 0] not in said and ["lost", 0] not in said:
+        if ["wrote", 0] not in said and ["lost", 0] not in said:
             assert ["ticked", [0]] in said
             if request.node.callspec.params["frozen"][0] == Lock.PROPOSING:
                 assert ["lasts", False] in said
