@@ -69,7 +69,7 @@ def weights_of(counts: Sequence[int]) -> Tensor:
 def test_the_loss_is_cross_entropys_with_autograd(
     name: str, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setitem(loss.CHUNK_ELEMENTS, "cpu", elements)
     options = dict(HEADS[name])
     head, layer = make_head(**options)
     target_ids = make_targets(COUNTS, WIDTHS)
@@ -105,7 +105,7 @@ def test_chunks_change_no_bit(rows: int, monkeypatch: pytest.MonkeyPatch) -> Non
     targets = find_targets(make_targets(COUNTS, WIDTHS), WIDTHS)
     found = []
     for elements in (2**25, rows * VOCABULARY + 7):
-        monkeypatch.setattr(loss, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setitem(loss.CHUNK_ELEMENTS, "cpu", elements)
         hidden = hidden_states()
         total, losses = head.loss(hidden, targets, weights_of(COUNTS))
         total.backward()

@@ -16,8 +16,9 @@ from torch.nn import functional
 from trainers.lora.data.dataset import TOKEN_MULTIPLE, padded
 from trainers.lora.data.encoding import IGNORE_INDEX
 
-CHUNK_ELEMENTS = 2**25
-"""Logits of one chunk: 128 MiB in float32."""
+CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**25}
+"""Logits of one chunk: 32 and 128 MiB in float32. A GPU reads the projection anew for each chunk, which
+takes longer than a small one's products."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class Head:
     def chunks(self, hidden_TD: Tensor, targets: Targets) -> list[tuple[Tensor, Chunk]]:
         """Cut the projection's rows into chunks of a fixed size."""
         size = self._layer.weight.shape[0]
-        step = max(TOKEN_MULTIPLE, CHUNK_ELEMENTS // size // TOKEN_MULTIPLE * TOKEN_MULTIPLE)
+        elements = CHUNK_ELEMENTS.get(hidden_TD.device.type, CHUNK_ELEMENTS["cuda"])
+        step = max(TOKEN_MULTIPLE, elements // size // TOKEN_MULTIPLE * TOKEN_MULTIPLE)
         rows_ND = hidden_TD.new_zeros(targets.num_rows, hidden_TD.shape[-1])
         rows_ND[targets.places] = hidden_TD[targets.tokens]
         chunks = []
