@@ -45,9 +45,8 @@ ARRANGEMENTS = ("1 x 2", "2 x 1")
 OUR_ARRANGEMENTS = ("4 x 2", "4 x 1", "8 x 1")
 """Of ours: trials side by side x threads of each process that they share: one on two cores, or two."""
 
-MEMORY_ARRANGEMENT = "2 x 1"
-OUR_MEMORY_ARRANGEMENT = "2 x 2"
-"""As many trials side by side and cores in all."""
+MEMORY_CONCURRENCIES = (2, 4)
+"""Trials side by side where memory is compared; ours in one host with both cores."""
 
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", help="This contestant, and again for more.")
@@ -114,14 +113,13 @@ def memory(
     dtype: DtypeOption = DTYPE,
     out: OutOption = RESULTS,
 ) -> None:
-    """What all processes take together, with two trials side by side."""
-    chosen = _chosen(only or [OURS, "Ray Tune", "Ray Tune, reused actors"])
+    """What all processes take together, with two and with four trials side by side."""
+    chosen = _chosen(only or [OURS, "Ray Tune"])
     workloads = [_workload(scripted=True, dtype=dtype)] * rounds
-    arranged = {
-        contestant.name: OUR_MEMORY_ARRANGEMENT if contestant.name == OURS else MEMORY_ARRANGEMENT
-        for contestant in chosen
-    }
-    figures = memory_figures(_rounds(chosen, workloads, arranged))
+    figures = []
+    for concurrency in MEMORY_CONCURRENCIES:
+        arranged = {of.name: f"{concurrency} x {2 if of.name == OURS else 1}" for of in chosen}
+        figures += memory_figures(_rounds(chosen, workloads, arranged), concurrency)
     publish(_part("memory", dtype, rounds), figures, 2, out)
 
 

@@ -94,20 +94,21 @@ def own_figures(rounds: Rounds) -> list[Figure]:
     return figures + _shown(rounds)
 
 
-def memory_figures(rounds: Rounds) -> list[Figure]:
-    """Return the peaks of memory where all have as many trials side by side."""
+def memory_figures(rounds: Rounds, concurrency: int) -> list[Figure]:
+    """Return the peaks of memory where all have so many trials side by side."""
     figures = [
         _against(
             rounds,
             name,
-            "peak memory with two trials side by side",
+            f"peak memory, {concurrency} trials side by side",
             peak,
             at_most(MEMORY_GOAL) if name == "Ray Tune" else None,
         )
         for name in rounds
         if name != OURS
     ]
-    return figures + [_median_of(rounds, name, "peak MiB", peak) for name in rounds]
+    what = f"peak MiB, {concurrency} trials side by side"
+    return figures + [_median_of(rounds, name, what, peak) for name in rounds]
 
 
 def arrangement_figures(found: Mapping[str, Mapping[str, Done]]) -> list[Figure]:

@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo.errors import StudyError
 from hpo.proposals import Proposal
+from hpo.storage.at_once import FINITE, FINITE_REPORT, AtOnce, upsert
 from hpo.storage.attributes import CONFIG, CONSTRAINTS, DIGEST, END, LOSSES, REPORT
 from hpo.storage.database import Database, Lock
 from hpo.storage.leases import LEASES, Leases, insert_into
@@ -39,9 +38,6 @@ from hpo.storage.stored_trials import (
 
 _T = TypeVar("_T")
 
-_FINITE = models.TrialValueModel.TrialValueType.FINITE
-_FINITE_REPORT = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
-
 
 class Rows:
     """What one driver writes of one study. A fault that may pass is waited for.
@@ -56,11 +52,9 @@ class Rows:
         self._study_id = study_id
         self._leases = Leases(database, owner, lease_s)
         self._report = _insert_report(database)
-        self._report_at_once = (
-            None if database.is_sqlite else _report_at_once(database, self._leases.held())
-        )
-        self._put_said = _upsert(database, ATTRIBUTES)
-        self._put_shown = _upsert(database, USER_ATTRIBUTES)
+        self._at_once = None if database.is_sqlite else AtOnce(self._leases)
+        self._put_said = upsert(database, ATTRIBUTES)
+        self._put_shown = upsert(database, USER_ATTRIBUTES)
 
     def insert(self, number: int, newest_id: int, proposal: Proposal) -> FrozenTrial | None:
         """Store a proposal as a running trial that this driver holds, under epoch 1.
@@ -142,18 +136,14 @@ class Rows:
         self, trial_id: int, epoch: int, validation: int, said: Mapping[str, Any], value: float
     ) -> None:
         """Store a validation: its value for Optuna, and all that the trainer said of it."""
-        filed = {"step": validation, "intermediate_value": value}
-        if self._report_at_once is not None:
-            held = {"held_id": trial_id, "held_epoch": epoch}
-            attribute = {"key": f"{REPORT}{validation}", "value_json": json.dumps(said)}
-            if not self._database.ask(self._report_at_once, {**held, **filed, **attribute}):
-                raise self._leases.lost()
+        if self._at_once is not None:
+            self._at_once.report(trial_id, epoch, validation, said, value)
             return
+        filed = {"trial_id": trial_id, "step": validation, "intermediate_value": value}
 
         def act(connection: sa.Connection) -> None:
             self._leases.hold(connection, trial_id, epoch)
-            row = {"trial_id": trial_id, **filed}
-            if connection.execute(self._report, row).first() is not None:  # said once is said
+            if connection.execute(self._report, filed).first() is not None:  # said once is said
                 self._put(connection, self._put_said, trial_id, {f"{REPORT}{validation}": said})
 
         self._do(act)
@@ -183,6 +173,8 @@ class Rows:
         shown = {"ended": end["reason"]}
         if end["message"]:
             shown["message"] = end["message"][:2000]
+        if self._at_once is not None:
+            return self._at_once.end(trial_id, epoch, state, value, attributes, shown)
 
         def act(connection: sa.Connection) -> datetime.datetime:
             self._leases.hold(connection, trial_id, epoch)
@@ -199,7 +191,7 @@ class Rows:
             self._put(connection, self._put_shown, trial_id, shown)
             if value is not None:
                 told = {"trial_id": trial_id, "objective": 0, "value": value}
-                connection.execute(VALUES.insert().values(**told, value_type=_FINITE))
+                connection.execute(VALUES.insert().values(**told, value_type=FINITE))
             return local(ended)
 
         return self._do(act)
@@ -289,44 +281,8 @@ By the primary key: Optuna has no index of numbers, and to look at all trials wo
 
 def _insert_report(database: Database) -> sa.Insert:
     """Return what stores a validation's value, once, and returns its step if it did."""
-    insert = insert_into(database, REPORTS).values(intermediate_value_type=_FINITE_REPORT)
+    insert = insert_into(database, REPORTS).values(intermediate_value_type=FINITE_REPORT)
     return insert.on_conflict_do_nothing().returning(REPORTS.c.step)
-
-
-def _report_at_once(database: Database, held: sa.CTE) -> sa.Select[Any]:
-    """Return what stores a validation by one statement: a server's round trips are most of its cost.
-
-    Its row is missing if the lease is lost.
-    """
-    kind = sa.literal(_FINITE_REPORT, REPORTS.c.intermediate_value_type.type)
-    names = ("step", "intermediate_value")
-    values = [sa.bindparam(name, type_=REPORTS.c[name].type) for name in names]
-    filed = (
-        insert_into(database, REPORTS)
-        .from_select(
-            ["trial_id", *names, "intermediate_value_type"],
-            sa.select(held.c.trial_id, *values, kind),
-        )
-        .on_conflict_do_nothing()  # said once is said
-        .returning(REPORTS.c.trial_id)
-        .cte("filed")
-    )
-    attribute = [
-        sa.bindparam(name, type_=ATTRIBUTES.c[name].type) for name in ("key", "value_json")
-    ]
-    said = _upsert(database, ATTRIBUTES).from_select(
-        ["trial_id", "key", "value_json"], sa.select(filed.c.trial_id, *attribute)
-    )
-    return sa.select(held.c.trial_id).add_cte(said.returning(ATTRIBUTES.c.key).cte("said"))
-
-
-def _upsert(database: Database, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    """Return what sets attributes of a trial, those that it has too."""
-    insert = insert_into(database, table)
-    return insert.on_conflict_do_update(
-        index_elements=[table.c.trial_id, table.c.key],
-        set_={"value_json": insert.excluded.value_json},
-    )
 
 
 def _rows_of(proposal: Proposal) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
