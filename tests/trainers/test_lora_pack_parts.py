@@ -256,12 +256,12 @@ def test_dropout_has_each_trials_share_and_stream() -> None:
         for number, (dropout, seed) in enumerate([(0.1, 5), (0.0, 6), (0.5, 7), (0.1, 5)])
     )
     states = torch.ones(4, 320, 64)
-    masks = adapted_layer._draw(Run.of(places, CPU), states, "a.layer")
+    masks = adapted_layer._draw(Run(places, CPU), states, "a.layer")
     shares = [(mask == 0).float().mean().item() for mask in masks]
     assert shares == pytest.approx([0.1, 0.0, 0.5, 0.1], abs=0.01)
     assert torch.equal(masks[0], masks[3])
     assert masks[2].unique().tolist() == [0.0, 2.0]
-    moved = Run.of([place(9, 4, 0, 0.5, 7)], CPU)
+    moved = Run((place(9, 4, 0, 0.5, 7),), CPU)
     assert torch.equal(adapted_layer._draw(moved, states[:1], "a.layer")[0], masks[2])
     assert not torch.equal(adapted_layer._draw(moved, states[:1], "b.layer")[0], masks[2])
 
@@ -276,8 +276,8 @@ def test_a_scale_gives_the_same_bits_whoever_the_neighbours_are(
         torch.randn(2, 96, 96, generator=generator).to(dtype).repeat(2, 1, 1) for _ in range(2)
     )
     places = [replace(place(n, n, 96 * n, 0.0, 0), scale=scale, num_tokens=96) for n in range(4)]
-    alike = Run.of(places[:2], CPU).scaled(one[:2], other[:2])
-    mixed = Run.of([*places[:2], *(replace(of, scale=3.0) for of in places[2:])], CPU)
+    alike = Run(tuple(places[:2]), CPU).scaled(one[:2], other[:2])
+    mixed = Run((*places[:2], *(replace(of, scale=3.0) for of in places[2:])), CPU)
     assert torch.equal(mixed.scaled(one, other)[:2], alike)
     assert torch.equal(alike, torch.bmm(one[:2], other[:2]) * scale)
 

@@ -74,9 +74,7 @@ class AdaptedLayer:
             torch.zeros(slots, rank, first.shape[1], dtype=dtype, device=first.device),
             torch.zeros(slots, second.shape[0], rank, dtype=dtype, device=second.device),
         )
-        self._gradients.pop(rank, None)
-        self._views.clear()
-        self._gradient_views.clear()
+        self._forget_views(rank)
 
     def shrink(self, rank: int, slots: int) -> None:
         """Have room for no more than so many adapters of a rank."""
@@ -89,9 +87,7 @@ class AdaptedLayer:
             self._weights[rank] = (first[:slots].clone(), second[:slots].clone())
         else:
             return
-        self._gradients.pop(rank, None)
-        self._views.clear()
-        self._gradient_views.clear()
+        self._forget_views(rank)
 
     def clear(self, rank: int, slot: int) -> None:
         """Empty a place, also of what a smaller adapter would leave as it is."""
@@ -183,6 +179,12 @@ class AdaptedLayer:
             first, second = (stack[run.slots] for stack in self.gradients(run.rank))
             self._gradient_views[run.key] = (first, second)
         return self._gradient_views[run.key]
+
+    def _forget_views(self, rank: int) -> None:
+        """Drop what was made of the stacks of a rank, which are new ones."""
+        self._gradients.pop(rank, None)
+        self._views.clear()
+        self._gradient_views.clear()
 
     def _takes_first(self, rank: int, route: Route) -> bool:
         """Return whether no gradient of this pass is here yet; a layer may be used twice in it."""

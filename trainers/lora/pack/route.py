@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -56,28 +57,30 @@ class Run:
 
     Attributes:
         places: In the order of their tokens and of their slots.
-        scale: Of each, shape (trials, 1, 1), float32.
-        common_scale: Of all of them, if it is a power of two: so whether it multiplies a product
-            within it or afterwards, the bits are the same. Else None.
-        key: Of the stacks that hold their adapters, and the places in these.
+        device: Of the tokens.
     """
 
     places: tuple[Place, ...]
-    scale: Tensor
-    common_scale: float | None
-    key: tuple[int, int, int]
+    device: torch.device
 
-    @classmethod
-    def of(cls, places: Sequence[Place], device: torch.device) -> Run:
-        """Join neighbours."""
-        scales = [place.scale for place in places]
-        is_common = len(set(scales)) == 1 and abs(math.frexp(scales[0])[0]) == 0.5
-        return cls(
-            tuple(places),
-            torch.tensor(scales, device=device).view(-1, 1, 1),
-            scales[0] if is_common else None,
-            (places[0].rank, places[0].slot, places[-1].slot + 1),
-        )
+    @cached_property
+    def key(self) -> tuple[int, int, int]:
+        """Rank of the stacks that hold their adapters, first place in these, and end of the places."""
+        return self.rank, self.places[0].slot, self.places[-1].slot + 1
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Of each, shape (trials, 1, 1), float32."""
+        return torch.tensor([p.scale for p in self.places], device=self.device).view(-1, 1, 1)
+
+    @cached_property
+    def common_scale(self) -> float | None:
+        """Of all of them, if it is a power of two, else None.
+
+        So whether it multiplies a product within it or afterwards, the bits are the same.
+        """
+        first, *others = {place.scale for place in self.places}
+        return None if others or abs(math.frexp(first)[0]) != 0.5 else first
 
     @property
     def rank(self) -> int:
@@ -126,7 +129,7 @@ class Route:
         key = (present, device)
         if key not in self._runs:
             places = [place for place in self.places if place.trial in present]
-            self._runs[key] = tuple(Run.of(run, device) for run in _chains(places))
+            self._runs[key] = tuple(Run(tuple(run), device) for run in _chains(places))
         return self._runs[key]
 
 
