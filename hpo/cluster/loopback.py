@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 from ray._private import ray_constants
 
+from hpo.cluster.replaced import replaced
+
 
 @contextlib.contextmanager
 def on_loopback(wanted: bool) -> Iterator[None]:
@@ -27,13 +29,12 @@ def on_loopback(wanted: bool) -> Iterator[None]:
         yield
         return
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    variable, constant = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    variable = os.environ.get(name)
     os.environ[name] = "0"  # for its processes
-    ray_constants.ENABLE_RAY_CLUSTER = False  # for ours
     try:
-        yield
+        with replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):  # for ours
+            yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = constant
         if variable is None:
             del os.environ[name]
         else:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.integration.command import Result, environment, hpo, journal, write_study
+from tests.integration.command import Result, hpo, journal, write_study
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -114,16 +112,10 @@ def test_a_run_is_seen_in_trackers_notes_samples_and_pictures(
 
 def test_a_run_loads_no_tracker_that_it_is_not_asked_for(tmp_path: Path) -> None:
     write_study(tmp_path, fixed={"max_steps": 1})
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "hpo", "run", "study.yaml", "--trials", "1"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    environment = {"PYTHONPROFILEIMPORTTIME": "1"}
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "1", env=environment)
+    assert result.code == 0, result.err
+    loaded = {line.rpartition("|")[2].strip() for line in result.err.splitlines()}
     assert "ray.tune" in loaded
     assert not loaded & {"wandb", "mlflow", "comet_ml", "torch"}
 
