@@ -14,6 +14,7 @@ from trainers.lora.model.modes import train
 from trainers.lora.model.neftune import Noise, noisy_embeddings
 from trainers.lora.pack.ability import last_hidden
 from trainers.lora.pack.attention import attending_within
+from trainers.lora.pack.lean.layers import LeanLayers
 from trainers.lora.pack.loss import Head, Sums, Targets, find_targets
 from trainers.lora.pack.rows import Rows, join_rows
 from trainers.lora.pack.stacks import Part, Stacks
@@ -62,6 +63,7 @@ class PackedPass:
         self._base = base
         self._stacks = stacks
         self._head = head
+        self._lean = LeanLayers(base.model)
 
     def backward(self, parts: Sequence[TrainPart]) -> list[float]:
         """Leave each trial's gradients in its weights; return the losses summed over targets."""
@@ -102,7 +104,11 @@ class PackedPass:
     ) -> Iterator[tuple[Tensor, Targets]]:
         """Yield the last hidden states and where the targets are; lasts while going back."""
         rows = join_rows(all_rows).to(self._base.device)
-        with self._stacks.routed(routes), attending_within(self._base.model, rows) as arguments:
+        with (
+            self._stacks.routed(routes),
+            self._lean.in_place(),
+            attending_within(self._base.model, rows) as arguments,
+        ):
             hidden_TD = last_hidden(self._base.model, rows, arguments)
             targets = rows.targets.to(hidden_TD.device)
             yield hidden_TD, find_targets(targets, tuple(rows.width for rows in all_rows))

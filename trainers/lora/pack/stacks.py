@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -56,7 +56,6 @@ class _Entry:
         dropout: In training.
         own_rank: Without padding.
         layers: Layer -> both of its factors: A, shape (rank, in), and B, shape (out, rank).
-        gradients: Kept from step to step, as the weights' own.
         copies: Views of the stacks in the factors' order, and of their gradients; made when needed.
     """
 
@@ -66,7 +65,6 @@ class _Entry:
     dropout: float
     own_rank: int
     layers: Mapping[AdaptedLayer, tuple[nn.Parameter, nn.Parameter]]
-    gradients: list[Tensor] = field(default_factory=list)
     copies: list[Tensor] | None = None
     copied_gradients: list[Tensor] | None = None
 
@@ -168,14 +166,16 @@ class Stacks:
             adds: Of each trial, whether to add.
         """
         # All room is made first: a pass that finds none can be done again, with nothing added twice.
+        # None is kept from step to step: beside a pass's activations it would be in the way.
         taken = [(self._entries[trial], add) for trial, add in adds.items()]
+        room = [[_gradient(factor, add) for factor in entry.factors] for entry, add in taken]
         copied = [self._copied_gradients(entry) for entry, _ in taken]
-        for (entry, add), gradients in zip(taken, copied, strict=True):
+        for (entry, add), gradients, found in zip(taken, room, copied, strict=True):
             if add:
-                torch._foreach_add_(entry.gradients, gradients)
+                torch._foreach_add_(gradients, found)
                 continue
-            torch._foreach_copy_(entry.gradients, gradients)
-            for factor, gradient in zip(entry.factors, entry.gradients, strict=True):
+            torch._foreach_copy_(gradients, found)
+            for factor, gradient in zip(entry.factors, gradients, strict=True):
                 factor.grad = gradient
 
     def _free(self, trial: int, rank: int) -> None:
@@ -192,8 +192,6 @@ class Stacks:
             entry.copies = entry.copied_gradients = None
 
     def _copied_gradients(self, entry: _Entry) -> list[Tensor]:
-        if not entry.gradients:
-            entry.gradients = [torch.zeros_like(factor) for factor in entry.factors]
         if entry.copied_gradients is None:
             entry.copied_gradients = self._views(entry, AdaptedLayer.gradients)
         return entry.copied_gradients
@@ -218,3 +216,11 @@ class Stacks:
         if layer not in self._layers:
             self._layers[layer] = AdaptedLayer(name, layer, lambda: self._route)
         return self._layers[layer]
+
+
+def _gradient(factor: Tensor, is_there: bool) -> Tensor:
+    """Return a factor's gradient, or room for it."""
+    if not is_there:
+        return torch.empty_like(factor)
+    assert factor.grad is not None
+    return factor.grad

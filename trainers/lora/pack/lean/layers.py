@@ -1,0 +1,169 @@
+"""Which parts of a model have a lean form, and how these take their places for a pass.
+
+A part has one if its own forward and the lean one give the same bits on a sample: no list of models
+is kept here, and a part that computes something else stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from trainers.lora.pack.lean.gate import find_activation, gated, is_gated
+from trainers.lora.pack.lean.norm import Norm
+from trainers.lora.pack.lean.rotary import NAME, Rotate, rotating
+
+Forward = Callable[..., Any]
+
+_ROTATES_LIKE = ["q", "k", "cos", "sin", "unsqueeze_dim"]
+
+
+class LeanLayers:
+    """The lean forwards of a model's parts. The model itself is left as it was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Find them, before any adapter is in the model.
+
+        Args:
+            model: Frozen, of transformers.
+        """
+        self._forwards: list[tuple[nn.Module, Forward]] = []
+        finders = _Norms(), _Gates(model), _Attentions()
+        with torch.no_grad():
+            for module in model.modules():
+                if "forward" in vars(module):  # somebody else has put one in its place
+                    continue
+                found = (finder.lean(module) for finder in finders)
+                self._forwards += [(module, of) for of in found if of is not None]
+
+    def __len__(self) -> int:
+        return len(self._forwards)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the model compute by them; must last until the backward pass is done."""
+        for module, forward in self._forwards:
+            vars(module)["forward"] = forward
+        try:
+            yield
+        finally:
+            for module, _ in self._forwards:
+                del vars(module)["forward"]
+
+
+class _Norms:
+    """Those with a weight, as Llama's, or with what is added to 1, as Gemma's."""
+
+    _FACTORS = (lambda weight: weight, lambda weight: 1.0 + weight.float())
+
+    def __init__(self) -> None:
+        self._known: dict[object, Callable[[Tensor], Tensor] | None] = {}
+
+    def lean(self, module: nn.Module) -> Forward | None:
+        weight = getattr(module, "weight", None)
+        epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if not isinstance(weight, Tensor) or weight.ndim != 1 or not isinstance(epsilon, float):
+            return None
+        key = type(module), weight.dtype, weight.device
+        if key not in self._known:
+            # Not its own weights: those may be all ones, whose place in the formula cannot be seen.
+            x, other = _sample(weight, 2, len(weight)), _sample(weight, len(weight))
+            own = functional_call(module, {"weight": other}, (x,))
+            fitting = (f for f in self._FACTORS if own.equal(Norm.apply(x, f(other), epsilon)))
+            self._known[key] = next(fitting, None)
+        factor = self._known[key]
+        return None if factor is None else _norm(module, factor(weight), epsilon)
+
+
+def _norm(module: nn.Module, factor: Tensor, epsilon: float) -> Forward:
+    def forward(x: Tensor) -> Tensor:
+        if x.dtype != module.weight.dtype:
+            own: Tensor = type(module).forward(module, x)
+            return own
+        normed: Tensor = Norm.apply(x, factor, epsilon)
+        return normed
+
+    return forward
+
+
+class _Gates:
+    """None where layers are checkpointed: those keep nothing, and what is kept here would stay."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._known: dict[object, bool] = {}
+        self._are_checkpointed = any(
+            getattr(module, "gradient_checkpointing", False) for module in model.modules()
+        )
+
+    def lean(self, module: nn.Module) -> Forward | None:
+        if self._are_checkpointed or not is_gated(module):
+            return None
+        layer: Any = module
+        activation = find_activation(layer.act_fn)
+        if activation is None:
+            return None
+        forward = partial(gated, layer, activation)
+        key = type(module)
+        if key not in self._known:
+            like = next((of for of in module.parameters() if of.is_floating_point()), None)
+            width = getattr(layer.gate_proj, "in_features", None)
+            self._known[key] = (
+                like is not None
+                and width is not None
+                and _agrees(layer, forward, _sample(like, 2, width))
+            )
+        return forward if self._known[key] else None
+
+
+class _Attentions:
+    """Attention with our rotary positions: its own forward, which finds them in place of its own."""
+
+    def __init__(self) -> None:
+        self._known: dict[type, FunctionType | None] = {}
+
+    def lean(self, module: nn.Module) -> Forward | None:
+        kind = type(module)
+        if kind not in self._known:
+            self._known[kind] = self._copied(kind)
+        copied = self._known[kind]
+        return None if copied is None else MethodType(copied, module)
+
+    def _copied(self, kind: type[nn.Module]) -> FunctionType | None:
+        forward = vars(kind).get("forward")
+        if not isinstance(forward, FunctionType) or NAME not in forward.__code__.co_names:
+            return None
+        own = forward.__globals__.get(NAME)
+        if own is None or not _rotates_as_ours(own):
+            return None
+        names = {**forward.__globals__, NAME: rotating(own)}
+        copied = FunctionType(
+            forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__
+        )
+        copied.__kwdefaults__ = forward.__kwdefaults__
+        return copied
+
+
+def _rotates_as_ours(own: Rotate) -> bool:
+    if list(inspect.signature(own).parameters) != _ROTATES_LIKE:
+        return False
+    q, k = (_sample(torch.empty(0), 1, heads, 3, 8) for heads in (2, 1))
+    angles = [_sample(torch.empty(0), 1, 3, 8) + place for place in (0, 1)]
+    pairs = zip(own(q, k, *angles), rotating(own)(q, k, *angles), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def _agrees(module: nn.Module, forward: Forward, x: Tensor) -> bool:
+    return torch.equal(module(x), forward(x))
+
+
+def _sample(like: Tensor, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
