@@ -179,9 +179,10 @@ class Driver:
     def _tune(self, scratch: Path) -> Any:
         from ray import tune
         from ray.air._internal import usage
+        from ray.tune.execution import tune_controller
 
+        from hpo.cluster.actors import Proxies
         from hpo.cluster.heart import Heart
-        from hpo.cluster.proxy import TrialProxy
         from hpo.cluster.scheduler import StudyScheduler
         from hpo.cluster.searcher import StudySearcher
 
@@ -196,7 +197,7 @@ class Driver:
         )
         scheduler = StudyScheduler(self._study, self._stays, searcher.moves)
         tuner = tune.Tuner(
-            tune.with_resources(TrialProxy, request(nodes, self._gpu)),
+            tune.with_resources(tune.Trainable, request(nodes, self._gpu)),  # see actors
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -210,13 +211,18 @@ class Driver:
                 storage_path=str(scratch),
                 verbose=0,
                 callbacks=[Heart(self._on_turn)],
+                # The host has written a checkpoint before a report left.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 # What is lost is counted in the database, and comes back as a Tune trial of its own.
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
         try:
             # Ray counts the callbacks of every tracker, and imports each to know it: a second, 80 MiB.
-            with replaced(usage, "tag_callbacks", lambda callbacks: False):
+            with (
+                replaced(usage, "tag_callbacks", lambda callbacks: False),
+                replaced(tune_controller, "RayActorManager", Proxies),
+            ):
                 tuner.fit()
         except Exception:
             if scheduler.error is not None:  # Tune wraps it in a text of its own
@@ -325,9 +331,9 @@ class Driver:
 
 def _load_tune() -> None:
     """Import what takes half a second and is needed once Ray runs."""
+    import hpo.cluster.actors
     import hpo.cluster.heart
     import hpo.cluster.placing
-    import hpo.cluster.proxy
     import hpo.cluster.scheduler
     import hpo.cluster.searcher  # noqa: F401
 

@@ -1,8 +1,8 @@
 """What Tune sees of a trial: a thin actor that holds its place and passes on its reports.
 
-Imports no torch. It asks the host on its device for the trial's next report, and makes that host if
-it is the first one there. It always answers within a few seconds, so that its silence means
-something; a host that is silent too long it kills. Reused for the next trial.
+Imports neither torch nor Tune. It asks the host on its device for the trial's next report, and makes
+that host if it is the first one there. It always answers within a few seconds, so that its silence
+means something; a host that is silent too long it kills. Reused for the next trial.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
 from ray.exceptions import RayActorError
 
 from hpo.cluster import last_words
@@ -35,39 +34,36 @@ REPLACE_HOST_S = 1.0
 WORDS = "words"
 
 
-class TrialProxy(tune.Trainable):
+class TrialProxy:
     """One trial, or one after the other, on the device that Ray gave this actor.
 
-    Its config: ``number``, ``config`` (the trainer's), ``setup`` (HostSetup), ``run_id``, ``cpu_host``
-    (which of the hosts where there is no GPU), and what a host takes: ``stay`` and ``alone``.
+    Its methods are those that Tune calls of a trainable. Its config: ``number``, ``config`` (the
+    trainer's), ``setup`` (HostSetup), ``run_id``, ``cpu_host`` (which of the hosts where there is no
+    GPU), and what a host takes: ``stay`` and ``alone``.
     """
 
-    _host: Any = None
-    _lost_pid: int | None = None
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Take a trial; the first step joins the host of this device."""
+    def __init__(self, config: dict[str, Any]) -> None:
+        """Take a trial; the first word that it is asked for joins the host of this device."""
+        self._lost_pid: int | None = None
         self._take(config)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset(self, config: dict[str, Any]) -> bool:
         """Leave with the last trial and join with the next."""
         self._leave()
-        self._take(new_config)
+        self._take(config)
         return True
 
-    def step(self) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:
         """Return what there is to say of the trial now: news, or that it is alive."""
         return {WORDS: self._words(), "number": self._number, "stay": self._stay}
 
-    def cleanup(self) -> None:
+    def get_auto_filled_metrics(self, debug_metrics_only: bool) -> dict[str, Any]:
+        """Return nothing: Tune asks this of each trainable that begins."""
+        return {}
+
+    def stop(self) -> None:
         """Leave the host."""
         self._leave()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Do nothing: the host has written a checkpoint before the report left."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Do nothing: the host looks for the newest checkpoint by itself."""
 
     def _take(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
@@ -81,7 +77,7 @@ class TrialProxy(tune.Trainable):
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         self._note = session / "hpo-stays" / f"{self._run_id}-{self._number}-{self._stay}"
         self._logs = session / "logs"
-        self._host = None
+        self._host: Any = None
         self._asked: Any = None
         self._asked_at = 0.0
         self._pid: int | None = None

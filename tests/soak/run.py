@@ -16,7 +16,7 @@ PATIENCE_S = 180.0
 VICTIMS: Mapping[str, tuple[str, ...]] = {
     "driver": (),
     "host": ("ray::ModelHost",),
-    "proxy": ("ray::TrialProxy", "ray::ImplicitFunc"),
+    "proxy": ("ray::TrialProxy",),
     "raylet": ("raylet",),
     "gcs_server": ("gcs_server",),
 }
