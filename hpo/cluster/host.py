@@ -63,9 +63,6 @@ class ModelHost:
         """
         if num_threads is not None:  # read when torch is loaded; Ray has set 1
             os.environ["OMP_NUM_THREADS"] = str(num_threads)
-            # One that waits for the others sleeps soon, and takes no core from other hosts; but not at
-            # once: to be woken for each product can take longer than the product.
-            os.environ["GOMP_SPINCOUNT"] = "1000"
         self._setup = setup
         self._device = device
         self._leave_process = leave_process
