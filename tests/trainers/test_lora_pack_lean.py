@@ -165,6 +165,24 @@ def test_gated_layers_of_an_unknown_function_stay(act: str) -> None:
     assert places(LeanLayers(model))[1] == (2 if is_known else 0)
 
 
+class Picky(torch.nn.Module):
+    """Looks like a norm, and is called in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(64), requires_grad=False)
+        self.eps = 1e-6
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return x * gate * self.weight
+
+
+def test_a_part_that_cannot_be_tried_stays() -> None:
+    model = make(*SHARING["llama"])
+    model.extra = Picky()
+    assert places(LeanLayers(model)) == (5, 2, 2)
+
+
 def test_positions_on_a_part_of_each_head_are_computed_by_the_models_own() -> None:
     model = make("phi", {**SHARING["phi"][1], "partial_rotary_factor": 0.5})
     lean = LeanLayers(model)

@@ -29,7 +29,7 @@ class Activation:
     backward: Callable[[Tensor, Tensor], Tensor]
 
 
-_ACTIVATIONS = (
+ACTIVATIONS = (
     Activation(functional.silu, torch.ops.aten.silu_backward),
     *(
         Activation(
@@ -39,14 +39,6 @@ _ACTIVATIONS = (
         for kind in ("none", "tanh")
     ),
 )
-
-
-def find_activation(function: Callable[[Tensor], Tensor]) -> Activation | None:
-    """Return which of those that are known here a function is."""
-    sample = torch.linspace(-4, 4, 64)
-    return next(
-        (of for of in _ACTIVATIONS if torch.equal(of.forward(sample), function(sample))), None
-    )
 
 
 def gated(layer: Any, activation: Activation, x: Tensor) -> Tensor:

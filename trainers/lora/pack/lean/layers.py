@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trainers.lora.pack.lean.gate import find_activation, gated, is_gated
+from trainers.lora.pack.lean.gate import ACTIVATIONS, Activation, gated, is_gated
 from trainers.lora.pack.lean.norm import Norm
 from trainers.lora.pack.lean.rotary import NAME, Rotate, rotating
 
@@ -72,15 +72,25 @@ class _Norms:
         epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         if not isinstance(weight, Tensor) or weight.ndim != 1 or not isinstance(epsilon, float):
             return None
+        if len([*module.parameters(), *module.buffers()]) != 1:
+            return None
         key = type(module), weight.dtype, weight.device
         if key not in self._known:
-            # Not its own weights: those may be all ones, whose place in the formula cannot be seen.
-            x, other = _sample(weight, 2, len(weight)), _sample(weight, len(weight))
-            own = functional_call(module, {"weight": other}, (x,))
-            fitting = (f for f in self._FACTORS if own.equal(Norm.apply(x, f(other), epsilon)))
+            fitting = (of for of in self._FACTORS if _norms_by(module, weight, of, epsilon))
             self._known[key] = next(fitting, None)
         factor = self._known[key]
         return None if factor is None else _norm(module, factor(weight), epsilon)
+
+
+def _norms_by(
+    module: nn.Module, weight: Tensor, factor: Callable[[Tensor], Tensor], epsilon: float
+) -> bool:
+    """Try with another weight: its own may be all ones, whose place in the formula cannot be seen."""
+    x, other = _sample(weight, 2, len(weight)), _sample(weight, len(weight))
+    return _agree(
+        lambda: functional_call(module, {"weight": other}, (x,)),
+        lambda: Norm.apply(x, factor(other), epsilon),
+    )
 
 
 def _norm(module: nn.Module, factor: Tensor, epsilon: float) -> Forward:
@@ -98,7 +108,7 @@ class _Gates:
     """None where layers are checkpointed: those keep nothing, and what is kept here would stay."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._known: dict[object, bool] = {}
+        self._known: dict[type, Activation | None] = {}
         self._are_checkpointed = any(
             getattr(module, "gradient_checkpointing", False) for module in model.modules()
         )
@@ -106,21 +116,22 @@ class _Gates:
     def lean(self, module: nn.Module) -> Forward | None:
         if self._are_checkpointed or not is_gated(module):
             return None
-        layer: Any = module
-        activation = find_activation(layer.act_fn)
-        if activation is None:
+        kind = type(module)
+        if kind not in self._known:
+            self._known[kind] = self._activation(module)
+        activation = self._known[kind]
+        return None if activation is None else partial(gated, module, activation)
+
+    def _activation(self, layer: Any) -> Activation | None:
+        like = next((of for of in layer.parameters() if of.is_floating_point()), None)
+        width = getattr(layer.gate_proj, "in_features", None)
+        if like is None or width is None:
             return None
-        forward = partial(gated, layer, activation)
-        key = type(module)
-        if key not in self._known:
-            like = next((of for of in module.parameters() if of.is_floating_point()), None)
-            width = getattr(layer.gate_proj, "in_features", None)
-            self._known[key] = (
-                like is not None
-                and width is not None
-                and _agrees(layer, forward, _sample(like, 2, width))
-            )
-        return forward if self._known[key] else None
+        x = _sample(like, 2, width)
+        fitting = (
+            of for of in ACTIVATIONS if _agree(lambda: layer(x), partial(gated, layer, of, x))
+        )
+        return next(fitting, None)
 
 
 class _Attentions:
@@ -156,12 +167,19 @@ def _rotates_as_ours(own: Rotate) -> bool:
         return False
     q, k = (_sample(torch.empty(0), 1, heads, 3, 8) for heads in (2, 1))
     angles = [_sample(torch.empty(0), 1, 3, 8) + place for place in (0, 1)]
-    pairs = zip(own(q, k, *angles), rotating(own)(q, k, *angles), strict=True)
-    return all(torch.equal(one, other) for one, other in pairs)
+    return _agree(
+        lambda: torch.cat(own(q, k, *angles), 1), lambda: torch.cat(rotating(own)(q, k, *angles), 1)
+    )
 
 
-def _agrees(module: nn.Module, forward: Forward, x: Tensor) -> bool:
-    return torch.equal(module(x), forward(x))
+def _agree(own: Callable[[], Any], lean: Callable[[], Any]) -> bool:
+    """Return whether both give the same bits; what cannot be tried so has no lean form."""
+    try:
+        return bool(own().equal(lean()))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
 
 
 def _sample(like: Tensor, *shape: int) -> Tensor:
