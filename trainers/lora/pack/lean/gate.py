@@ -103,6 +103,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (gate, up) = gradients, ctx.saved_tensors
         of_up = ctx.kept.take_active(gate).mul_(gradient)
+        ctx.kept.gate_and_up = None  # autograd lets go of its own here, too: layer by layer
         return ctx.kept.activation.backward(gradient * up, gate), of_up, None
 
 

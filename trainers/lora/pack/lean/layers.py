@@ -44,9 +44,6 @@ class LeanLayers:
                 found = (finder.lean(module) for finder in finders)
                 self._forwards += [(module, of) for of in found if of is not None]
 
-    def __len__(self) -> int:
-        return len(self._forwards)
-
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the model compute by them; must last until the backward pass is done."""
