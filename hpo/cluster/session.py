@@ -128,6 +128,7 @@ def _start(address: str | None, signals: Signals, meanwhile: Callable[[], None])
     """Connect; return the session's folder if it is our own."""
     import ray
 
+    from hpo.cluster.node_processes import only_what_is_asked
     from hpo.cluster.node_start import noticed_at_once
 
     _check_reachable(address)
@@ -148,7 +149,8 @@ def _start(address: str | None, signals: Signals, meanwhile: Callable[[], None])
         signals.kept(),
     ):
         try:
-            with on_loopback(address is None), noticed_at_once(meanwhile):
+            is_ours = address is None
+            with on_loopback(is_ours), only_what_is_asked(is_ours), noticed_at_once(meanwhile):
                 context = ray.init(
                     address=address or "local",
                     namespace=NAMESPACE,
