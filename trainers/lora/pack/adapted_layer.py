@@ -15,6 +15,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers.lora.pack.lean.anew import Anew
 from trainers.lora.pack.route import Place, Route, Run
 from trainers.lora.seeds import derive_seed
 
@@ -219,13 +220,13 @@ class _AdaptedLinear(torch.autograd.Function):
     ) -> Tensor:
         output: Tensor = functional.linear(x, base.weight, base.bias)
         saved = layer.add(route, _flat(x), _flat(output))
-        ctx.save_for_backward(x, *saved)
+        _keep(ctx, x, saved)
         ctx.base, ctx.layer, ctx.route = base, layer, route
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, *saved = ctx.saved_tensors
+        x, saved = _kept(ctx)
         gradient_TO = _flat(gradients[0])
         x_gradient_TI = gradient_TO @ ctx.base.weight if ctx.needs_input_grad[0] else None
         ctx.layer.go_back(ctx.route, _flat(x), gradient_TO, saved, x_gradient_TI)
@@ -242,17 +243,31 @@ class _AddAdapters(torch.autograd.Function):
     ) -> Tensor:
         saved = layer.add(route, _flat(x), output.view(-1, output.shape[-1]))
         ctx.mark_dirty(output)
-        ctx.save_for_backward(x, *saved)
+        _keep(ctx, x, saved)
         ctx.layer, ctx.route = layer, route
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, *saved = ctx.saved_tensors
+        x, saved = _kept(ctx)
         x_gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         x_gradient_TI = None if x_gradient is None else x_gradient.view(-1, x.shape[-1])
         ctx.layer.go_back(ctx.route, _flat(x), _flat(gradients[0]), saved, x_gradient_TI)
         return x_gradient, gradients[0], None, None, None
+
+
+def _keep(ctx: Any, x: Tensor, saved: Sequence[Tensor]) -> None:
+    """Keep what going back needs, and of a layer's input maybe only how it is made."""
+    ctx.x_anew = Anew.of(x)
+    ctx.save_for_backward(*(() if ctx.x_anew else (x,)), *saved)
+
+
+def _kept(ctx: Any) -> tuple[Tensor, Sequence[Tensor]]:
+    if ctx.x_anew is None:
+        x, *saved = ctx.saved_tensors
+        return x, saved
+    x, ctx.x_anew = ctx.x_anew.take(), None
+    return x, ctx.saved_tensors
 
 
 def _is_plain(base: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """Gated layers, down(act(gate(x)) * up(x)): keep the outputs of gate and up, and no more.
 
-What goes into ``down`` is needed going back, for the adapters there: it is computed anew then.
+What goes into ``down`` is needed going back, for the adapters there: it is made anew then.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
+
+from trainers.lora.pack.lean.anew import Anew
 
 
 @dataclass(frozen=True)
@@ -49,62 +50,47 @@ def gated(layer: Any, activation: Activation, x: Tensor) -> Tensor:
         activation: Its ``act_fn``.
         x: Its input.
     """
-    kept = _Kept(activation)
-    product = _Product.apply(layer.gate_proj(x), layer.up_proj(x), kept)
-    with saved_tensors_hooks(kept.pack_unless(product), kept.unpack):
-        output: Tensor = layer.down_proj(product)
+    gate, up = layer.gate_proj(x), layer.up_proj(x)
+    active = _Active(activation)
+    product = _Product.apply(gate, up, active)
+    if product.requires_grad:
+        Anew(product, partial(active.times, gate.detach(), up.detach()))
+    output: Tensor = layer.down_proj(product)
     return output
 
 
-class _Kept:
-    """What a gated layer keeps, and makes of it going back."""
+class _Active:
+    """act(gate), made once for the way back through ``down`` and through the product."""
 
     def __init__(self, activation: Activation) -> None:
         self.activation = activation
-        self.gate_and_up: tuple[Tensor, Tensor] | None = None
-        self._active: Tensor | None = None
+        self._found: Tensor | None = None
 
-    def pack_unless(self, product: Tensor) -> Callable[[Tensor], Tensor | torch.Size]:
-        """Return what keeps every tensor, but of this one only the shape."""
-        place, count = product.data_ptr(), product.numel()
+    def times(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return the product."""
+        self._found = self.activation.forward(gate)
+        return self._found * up
 
-        def pack(tensor: Tensor) -> Tensor | torch.Size:
-            is_product = tensor.data_ptr() == place and tensor.numel() == count
-            return tensor.shape if is_product else tensor
-
-        return pack
-
-    def unpack(self, packed: Tensor | torch.Size) -> Tensor:
-        """Return what was packed."""
-        if isinstance(packed, Tensor):
-            return packed
-        assert self.gate_and_up is not None
-        gate, up = self.gate_and_up
-        self._active = self.activation.forward(gate)
-        return (self._active * up).view(packed)
-
-    def take_active(self, gate: Tensor) -> Tensor:
-        """Return act(gate), which the way back through ``down`` has left here, or else anew."""
-        active, self._active = self._active, None
-        return self.activation.forward(gate) if active is None else active
+    def take(self, gate: Tensor) -> Tensor:
+        """Return act(gate), the caller's to change."""
+        found, self._found = self._found, None
+        return self.activation.forward(gate) if found is None else found
 
 
 class _Product(torch.autograd.Function):
     """act(gate) * up."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, kept: _Kept) -> Tensor:
-        kept.gate_and_up = gate, up
+    def forward(ctx: Any, gate: Tensor, up: Tensor, active: _Active) -> Tensor:
         ctx.save_for_backward(gate, up)
-        ctx.kept = kept
-        return kept.activation.forward(gate).mul_(up)
+        ctx.active = active
+        return active.activation.forward(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (gate, up) = gradients, ctx.saved_tensors
-        of_up = ctx.kept.take_active(gate).mul_(gradient)
-        ctx.kept.gate_and_up = None  # autograd lets go of its own here, too: layer by layer
-        return ctx.kept.activation.backward(gradient * up, gate), of_up, None
+        of_up = ctx.active.take(gate).mul_(gradient)
+        return ctx.active.activation.backward(gradient * up, gate), of_up, None
 
 
 def is_gated(layer: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainers.lora.pack.lean.gate import ACTIVATIONS, Activation, gated, is_gated
-from trainers.lora.pack.lean.norm import Norm
+from trainers.lora.pack.lean.norm import normed
 from trainers.lora.pack.lean.rotary import NAME, Rotate, rotating
 
 Forward = Callable[..., Any]
@@ -36,7 +36,12 @@ class LeanLayers:
             model: Frozen, of transformers.
         """
         self._forwards: list[tuple[nn.Module, Forward]] = []
-        finders = _Norms(), _Gates(model), _Attentions()
+        # Layers that are checkpointed keep nothing: what is kept here to make more of would stay.
+        are_checkpointed = any(
+            getattr(module, "gradient_checkpointing", False) for module in model.modules()
+        )
+        gates = () if are_checkpointed else (_Gates(),)
+        finders = _Norms(are_checkpointed), *gates, _Attentions()
         with torch.no_grad():
             for module in model.modules():
                 if "forward" in vars(module):  # somebody else has put one in its place
@@ -61,7 +66,8 @@ class _Norms:
 
     _FACTORS = (lambda weight: weight, lambda weight: 1.0 + weight.float())
 
-    def __init__(self) -> None:
+    def __init__(self, are_kept: bool) -> None:
+        self._are_kept = are_kept
         self._known: dict[object, Callable[[Tensor], Tensor] | None] = {}
 
     def lean(self, module: nn.Module) -> Forward | None:
@@ -76,7 +82,9 @@ class _Norms:
             fitting = (of for of in self._FACTORS if _norms_by(module, weight, of, epsilon))
             self._known[key] = next(fitting, None)
         factor = self._known[key]
-        return None if factor is None else _norm(module, factor(weight), epsilon)
+        if factor is None:
+            return None
+        return _norm(module, factor(weight), epsilon, self._are_kept)
 
 
 def _norms_by(
@@ -86,32 +94,26 @@ def _norms_by(
     x, other = _sample(weight, 2, len(weight)), _sample(weight, len(weight))
     return _agree(
         lambda: functional_call(module, {"weight": other}, (x,)),
-        lambda: Norm.apply(x, factor(other), epsilon),
+        lambda: normed(x, factor(other), epsilon),
     )
 
 
-def _norm(module: nn.Module, factor: Tensor, epsilon: float) -> Forward:
+def _norm(module: nn.Module, factor: Tensor, epsilon: float, is_kept: bool) -> Forward:
     def forward(x: Tensor) -> Tensor:
         if x.dtype != module.weight.dtype:
             own: Tensor = type(module).forward(module, x)
             return own
-        normed: Tensor = Norm.apply(x, factor, epsilon)
-        return normed
+        return normed(x, factor, epsilon, is_kept)
 
     return forward
 
 
 class _Gates:
-    """None where layers are checkpointed: those keep nothing, and what is kept here would stay."""
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         self._known: dict[type, Activation | None] = {}
-        self._are_checkpointed = any(
-            getattr(module, "gradient_checkpointing", False) for module in model.modules()
-        )
 
     def lean(self, module: nn.Module) -> Forward | None:
-        if self._are_checkpointed or not is_gated(module):
+        if not is_gated(module):
             return None
         kind = type(module)
         if kind not in self._known:
