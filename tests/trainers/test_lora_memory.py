@@ -69,11 +69,13 @@ class TestRoom:
 
     def test_the_very_first_pass_shows_what_all_share_as_it_sets_up_libraries(self) -> None:
         room = Room(Pretended())
-        load = Load(GIB // 8, 1)  # half a GiB of weights, three times as much comes
+        load = Load(
+            GIB // 8, 1
+        )  # half a GiB of weights; as much of gradients comes, and was stacked
         with room.of_passes([load], [1]):
             room._memory.has = 14 * GIB
         assert not room.is_measured
-        assert room.base_gib == 12
+        assert room.base_gib == 12.5
 
     def test_a_pass_that_raises_is_not_learned_from(self) -> None:
         room = measured()

@@ -11,6 +11,7 @@ import torch
 
 from tests.trainers.test_lora_pack_models import assert_same_bits, backward
 from tests.trainers.test_lora_trainer import Run, runs_alone
+from trainers.lora.pack.loss import Head
 from trainers.lora.pack.packed_pass import EvalPart, PackedPass
 from trainers.lora.validation.validator import Validator
 
@@ -102,6 +103,45 @@ def test_eight_saved_and_resumed_in_another_order_and_company_are_each_as_alone(
         assert run.told(trial) + resumed.told(trial) == alone[trial], trial
 
 
+def test_no_gradient_is_kept_beside_a_pass_nor_after_one_that_fails(
+    fixed: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(fixed)
+    for trial in range(2):
+        run.add(trial, {**A, "seed": trial})
+    engine = run.trainer._engine
+    stacks = engine._weights.stacks
+    assert stacks is not None
+
+    def of_passes() -> int:
+        return sum(len(layer._gradients) for layer in stacks._layers.values())
+
+    found = []
+    loss = Head.loss
+
+    def noted(*arguments: Any) -> Any:
+        own = [of.grad for trial in engine._trials.values() for of in trial.parameters.values()]
+        found.append(of_passes() + sum(gradient is not None for gradient in own))
+        return loss(*arguments)
+
+    monkeypatch.setattr(Head, "loss", noted)
+    run.advance(3)
+    assert found == [0, 0, 0]
+    assert of_passes() == 0
+
+    def fails(*arguments: Any) -> None:
+        raise RuntimeError("on its way back")
+
+    last = next(iter(stacks._layers.values()))  # the first layer: the others have gone back by then
+    monkeypatch.setattr(last, "go_back", fails)
+    parts = [engine._passes._next_part(trial) for trial in engine._trials.values()]
+    pack = engine._passes._pack
+    assert pack is not None
+    with pytest.raises(RuntimeError, match="its way back"):
+        pack.backward(parts)
+    assert of_passes() == 0
+
+
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, 1e30])
 def test_poisoned_weights_change_no_bit_of_neighbours_nor_of_who_takes_their_place(
     fixed: Options, poison: float
@@ -120,7 +160,7 @@ def test_poisoned_weights_change_no_bit_of_neighbours_nor_of_who_takes_their_pla
     for weight in engine._trials[1].parameters.values():
         weight.data.fill_(poison)
     for layer in stacks._layers.values():  # also what pads the rank
-        for stack in (*layer.weights(16), *layer.gradients(16)):
+        for stack in layer.weights(16):
             stack[1].fill_(poison)
     beside = backward(run.trainer, 0, 1, 2)
     assert not all(gradient.isfinite().all() for gradient in beside[1][1].values())

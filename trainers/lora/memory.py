@@ -21,12 +21,12 @@ GIB = 2**30
 _BYTES_PER_WEIGHT = 4
 """Trained weights are float32, and so are their gradients."""
 
-_COPIES_OF_FIRST_PASS = 3
-"""Of a trial's weights, from its first pass on: their gradients, and both once more where passes keep
-them stacked."""
+_COPIES_AT_REST = 4
+"""Of a trial's weights between two steps: themselves, stacked with others', and two averages of the
+optimizer (most have fewer)."""
 
-_COPIES_AT_REST = 3 + _COPIES_OF_FIRST_PASS
-"""Of a trial's weights: also themselves, and two averages of the optimizer (most have fewer)."""
+_COPIES_OF_GRADIENTS = 2
+"""When a pass is over, and nothing else of it is left: as it leaves them, and for the optimizer."""
 
 _USED_AT_MOST = 0.95
 """Of a device: the rest goes to pieces between the tensors."""
@@ -108,12 +108,20 @@ class Load:
     @property
     def num_bytes(self) -> int:
         """What it takes between two steps, when the optimizer has begun."""
-        return self.num_weights * _BYTES_PER_WEIGHT * _COPIES_AT_REST
+        return self._copies(_COPIES_AT_REST)
 
     @property
-    def num_first_bytes(self) -> int:
-        """What of this its first pass puts there, to stay."""
-        return self.num_weights * _BYTES_PER_WEIGHT * _COPIES_OF_FIRST_PASS
+    def num_bytes_after_pass(self) -> int:
+        """What it takes when its gradients are there."""
+        return self._copies(_COPIES_AT_REST + _COPIES_OF_GRADIENTS)
+
+    @property
+    def num_bytes_after_first_pass(self) -> int:
+        """The same before the optimizer has begun: weights, their stack, and gradients."""
+        return self._copies(3)
+
+    def _copies(self, count: int) -> int:
+        return self.num_weights * _BYTES_PER_WEIGHT * count
 
 
 class Room:
@@ -180,15 +188,14 @@ class Room:
         self._memory.forget_peak()
         yield
         peak = self._memory.peak()
-        stays = sum(load.num_first_bytes for load in new)
         self._num_passes += 1
         if self._num_passes == 1:  # sets up libraries, and reads weights that were only mapped
-            own = stays + sum(load.num_weights * _BYTES_PER_WEIGHT for load in new)
+            own = sum(load.num_bytes_after_first_pass for load in new)
             self._base = max(self._base, self._memory.in_use() - own)
             return
         if peak is None or not num_tokens:
             return
-        taken = (peak - resting - stays) / max(num_tokens)
+        taken = (peak - resting) / max(num_tokens)
         self._bytes_per_token = max(self._bytes_per_token, taken)
 
     @contextlib.contextmanager
@@ -202,7 +209,8 @@ class Room:
     def _need(self, loads: Collection[Load]) -> float:
         resting = self._base + sum(load.num_bytes for load in loads)
         passing = self._base + sum(map(self._own, loads))
-        return max(passing, resting + self._validation)
+        after = self._base + sum(load.num_bytes_after_pass for load in loads)
+        return max(passing, after, resting + self._validation)
 
     def _own(self, load: Load) -> float:
         return load.num_bytes + self._bytes_per_token * load.num_tokens

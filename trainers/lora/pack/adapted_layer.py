@@ -6,7 +6,7 @@ batched products, and going back its gradients are four more. Nothing is looped 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,8 @@ class AdaptedLayer:
         self._route = route
         self._plain = layer.forward
         self._weights: dict[int, _Pair] = {}
-        self._gradients: dict[int, _Pair] = {}
-        self._has_gradients_of: dict[int, Route] = {}
         self._views: dict[object, _RunStacks] = {}
-        self._gradient_views: dict[object, _Pair] = {}
+        self._gradients: dict[object, tuple[Run, Tensor, Tensor]] = {}
         layer.forward = self._forward
 
     def restore(self) -> None:
@@ -52,12 +50,21 @@ class AdaptedLayer:
         """Return the stacks of A, shape (slots, rank, in), and B, shape (slots, out, rank)."""
         return self._weights[rank]
 
-    def gradients(self, rank: int) -> _Pair:
-        """Return the stacks of their gradients; of the newest pass, of those that were in it."""
-        if rank not in self._gradients:
-            first, second = self._weights[rank]
-            self._gradients[rank] = (torch.zeros_like(first), torch.zeros_like(second))
-        return self._gradients[rank]
+    def slot(self, rank: int, number: int) -> _Pair:
+        """Return one place of the stacks: A, shape (rank, in), and B, shape (out, rank)."""
+        first, second = self._weights[rank]
+        return first[number], second[number]
+
+    def take_gradients(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield those of the pass that was just made: of each trial its key, A's and B's, padded."""
+        for run, first, second in self._gradients.values():
+            trials = (place.trial for place in run.places)
+            yield from zip(trials, first.unbind(), second.unbind(), strict=True)
+        self._gradients.clear()
+
+    def drop_gradients(self) -> None:
+        """Drop those of a pass that has failed."""
+        self._gradients.clear()
 
     def enlarge(self, rank: int, slots: int, factors: _Pair, dtype: torch.dtype) -> None:
         """Have room for so many adapters of a rank; what was in the stacks is gone if that grows.
@@ -75,7 +82,7 @@ class AdaptedLayer:
             torch.zeros(slots, rank, first.shape[1], dtype=dtype, device=first.device),
             torch.zeros(slots, second.shape[0], rank, dtype=dtype, device=second.device),
         )
-        self._forget_views(rank)
+        self._views.clear()
 
     def shrink(self, rank: int, slots: int) -> None:
         """Have room for no more than so many adapters of a rank."""
@@ -88,7 +95,7 @@ class AdaptedLayer:
             self._weights[rank] = (first[:slots].clone(), second[:slots].clone())
         else:
             return
-        self._forget_views(rank)
+        self._views.clear()
 
     def clear(self, rank: int, slot: int) -> None:
         """Empty a place, also of what a smaller adapter would leave as it is."""
@@ -136,9 +143,8 @@ class AdaptedLayer:
         saved: Sequence[Tensor],
         x_gradient_TI: Tensor | None,
     ) -> None:
-        """Leave the gradients of the factors in their stacks, and add to the input's if wanted."""
+        """Leave the factors' gradients for ``take_gradients``, and add to the input's if wanted."""
         left = iter(saved)
-        firsts: dict[int, bool] = {}
         for run in route.runs(self.present, gradient_TO.device):
             stacks = self._stacks_of(run)
             dtype = stacks.first.dtype
@@ -149,17 +155,14 @@ class AdaptedLayer:
                 x_STI = x_STI * mask_STI
             inner_STR = next(left)
             inner_grad_STR = run.scaled(gradient_STO, stacks.second)
-            if run.rank not in firsts:
-                firsts[run.rank] = self._takes_first(run.rank, route)
-            of_first, of_second = self._gradients_of(run)
-            for of_factor, one, other in (
-                (of_first, inner_grad_STR.mT, x_STI),
-                (of_second, gradient_STO.mT, inner_STR),
-            ):
-                if firsts[run.rank]:
-                    torch.bmm(one, other, out=of_factor)
-                else:
-                    of_factor.baddbmm_(one, other)
+            if run.key not in self._gradients:
+                of_first = torch.bmm(inner_grad_STR.mT, x_STI)
+                of_second = torch.bmm(gradient_STO.mT, inner_STR)
+                self._gradients[run.key] = (run, of_first, of_second)
+            else:  # the layer is used twice in a pass
+                _, of_first, of_second = self._gradients[run.key]
+                of_first.baddbmm_(inner_grad_STR.mT, x_STI)
+                of_second.baddbmm_(gradient_STO.mT, inner_STR)
             if x_gradient_TI is None:
                 continue
             part_STI = run.cut(x_gradient_TI)
@@ -174,24 +177,6 @@ class AdaptedLayer:
             first, second = (stack[run.slots] for stack in self.weights(run.rank))
             self._views[run.key] = _RunStacks(first, first.mT, second, second.mT)
         return self._views[run.key]
-
-    def _gradients_of(self, run: Run) -> _Pair:
-        if run.key not in self._gradient_views:
-            first, second = (stack[run.slots] for stack in self.gradients(run.rank))
-            self._gradient_views[run.key] = (first, second)
-        return self._gradient_views[run.key]
-
-    def _forget_views(self, rank: int) -> None:
-        """Drop what was made of the stacks of a rank, which are new ones."""
-        self._gradients.pop(rank, None)
-        self._views.clear()
-        self._gradient_views.clear()
-
-    def _takes_first(self, rank: int, route: Route) -> bool:
-        """Return whether no gradient of this pass is here yet; a layer may be used twice in it."""
-        is_first = self._has_gradients_of.get(rank) is not route
-        self._has_gradients_of[rank] = route
-        return is_first
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ copied here in the type that the model computes in, and after it the gradients a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +56,7 @@ class _Entry:
         dropout: In training.
         own_rank: Without padding.
         layers: Layer -> both of its factors: A, shape (rank, in), and B, shape (out, rank).
-        copies: Views of the stacks in the factors' order, and of their gradients; made when needed.
+        copies: Views of the stacks in the factors' order; made when needed.
     """
 
     rank: int
@@ -66,11 +66,20 @@ class _Entry:
     own_rank: int
     layers: Mapping[AdaptedLayer, tuple[nn.Parameter, nn.Parameter]]
     copies: list[Tensor] | None = None
-    copied_gradients: list[Tensor] | None = None
 
     @property
     def factors(self) -> list[Tensor]:
         return [factor for factors in self.layers.values() for factor in factors]
+
+    def cut(self, padded: Mapping[AdaptedLayer, tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Return views without the ranks' padding, in the factors' order; zeros where there is none."""
+        views: list[Tensor] = []
+        for layer, factors in self.layers.items():
+            first, second = padded.get(layer) or map(torch.zeros_like, factors)
+            if self.own_rank < self.rank:
+                first, second = first[: self.own_rank], second[:, : self.own_rank]
+            views += (first, second)
+        return views
 
 
 class Stacks:
@@ -118,7 +127,7 @@ class Stacks:
             self._free(trial, rank)
             raise
         for entry in self._entries.values():
-            entry.copies = entry.copied_gradients = None  # the stacks may be new ones
+            entry.copies = None  # the stacks may be new ones
         scale = first.scaling[adapter]
         self._entries[trial] = _Entry(rank, slot, scale, dropout, first.r[adapter], factors)
 
@@ -152,6 +161,10 @@ class Stacks:
         self._route = Route(places)
         try:
             yield
+        except BaseException:
+            for layer in self._layers.values():
+                layer.drop_gradients()
+            raise
         finally:
             self._route = None
 
@@ -165,17 +178,26 @@ class Stacks:
         Args:
             adds: Of each trial, whether to add.
         """
+        found: dict[int, dict[AdaptedLayer, tuple[Tensor, Tensor]]] = {trial: {} for trial in adds}
+        for layer in self._layers.values():
+            for trial, first, second in layer.take_gradients():
+                found[trial][layer] = first, second
+        cuts = {trial: self._entries[trial].cut(of_trial) for trial, of_trial in found.items()}
         # All room is made first: a pass that finds none can be done again, with nothing added twice.
         # None is kept from step to step: beside a pass's activations it would be in the way.
-        taken = [(self._entries[trial], add) for trial, add in adds.items()]
-        room = [[_gradient(factor, add) for factor in entry.factors] for entry, add in taken]
-        copied = [self._copied_gradients(entry) for entry, _ in taken]
-        for (entry, add), gradients, found in zip(taken, room, copied, strict=True):
+        room = {
+            trial: [
+                _gradient(factor, cut, add)
+                for factor, cut in zip(self._entries[trial].factors, cuts[trial], strict=True)
+            ]
+            for trial, add in adds.items()
+        }
+        for trial, add in adds.items():
             if add:
-                torch._foreach_add_(gradients, found)
+                torch._foreach_add_(room[trial], cuts[trial])
                 continue
-            torch._foreach_copy_(gradients, found)
-            for factor, gradient in zip(entry.factors, gradients, strict=True):
+            torch._foreach_copy_(room[trial], cuts[trial])  # nothing, where one is the other
+            for factor, gradient in zip(self._entries[trial].factors, room[trial], strict=True):
                 factor.grad = gradient
 
     def _free(self, trial: int, rank: int) -> None:
@@ -189,28 +211,14 @@ class Stacks:
                 layer.restore()
         self._layers = {of: layer for of, layer in self._layers.items() if layer.present}
         for entry in entries:
-            entry.copies = entry.copied_gradients = None
-
-    def _copied_gradients(self, entry: _Entry) -> list[Tensor]:
-        if entry.copied_gradients is None:
-            entry.copied_gradients = self._views(entry, AdaptedLayer.gradients)
-        return entry.copied_gradients
+            entry.copies = None
 
     @torch.no_grad()
     def _load(self, entry: _Entry) -> None:
         if entry.copies is None:
-            entry.copies = self._views(entry, AdaptedLayer.weights)
+            slots = {layer: layer.slot(entry.rank, entry.slot) for layer in entry.layers}
+            entry.copies = entry.cut(slots)
         torch._foreach_copy_(entry.copies, entry.factors)
-
-    def _views(
-        self, entry: _Entry, stacks: Callable[[AdaptedLayer, int], tuple[Tensor, Tensor]]
-    ) -> list[Tensor]:
-        views = []
-        for layer in entry.layers:
-            first, second = stacks(layer, entry.rank)
-            views.append(first[entry.slot, : entry.own_rank])
-            views.append(second[entry.slot, :, : entry.own_rank])
-        return views
 
     def _adapted(self, name: str, layer: LoraLayer) -> AdaptedLayer:
         if layer not in self._layers:
@@ -218,9 +226,11 @@ class Stacks:
         return self._layers[layer]
 
 
-def _gradient(factor: Tensor, is_there: bool) -> Tensor:
-    """Return a factor's gradient, or room for it."""
-    if not is_there:
-        return torch.empty_like(factor)
-    assert factor.grad is not None
-    return factor.grad
+def _gradient(factor: Tensor, cut: Tensor, is_there: bool) -> Tensor:
+    """Return a factor's gradient, or room for it: what the pass has found, if that is all its own."""
+    if is_there:
+        assert factor.grad is not None
+        return factor.grad
+    if cut.dtype == factor.dtype and cut.untyped_storage().nbytes() == factor.nbytes:
+        return cut
+    return torch.empty_like(factor)
