@@ -24,8 +24,10 @@ class LoraTrainer:
     def __init__(self, fixed: Mapping[str, object], device: str = "auto") -> None:
         # Imported here: torch, transformers and PEFT take six seconds in a cold process.
         from trainers.lora.late_compiling import import_bitsandbytes
+        from trainers.lora.no_detection import import_losses
 
-        import_bitsandbytes()  # before anything imports PEFT
+        import_losses()
+        import_bitsandbytes()  # both before anything imports PEFT
         from trainers.lora.engine import Engine
 
         self._engine = Engine(LoraOptions.model_validate(dict(fixed)), device)
