@@ -81,20 +81,23 @@ class KnownTrials:
         """The greatest id of a trial; later ones have greater ids. 0 without any."""
         return self._newest_id
 
-    def see(self, trial_id: int) -> None:
-        """Read one trial as it is stored now: another driver may have had it."""
-        for trial in self._record.stored.of([trial_id], light=True):
+    def see(self, *trial_ids: int) -> None:
+        """Read some trials as they are stored now: another driver has or had them."""
+        for trial in self._record.stored.of(trial_ids, light=True):
             self._see(trial)
 
     def see_others(self, own: Collection[int]) -> None:
         """Read what other drivers have stored since: of all trials but one's own, by number."""
-        theirs = {
+        for trial in self._record.stored.changed(self._newest_id, self.unfinished_but(own)):
+            self._see(trial)
+
+    def unfinished_but(self, own: Collection[int]) -> dict[int, int]:
+        """Return the ids of other drivers' unfinished trials, and how many reports are known of each."""
+        return {
             self._ids[number]: len(self[number].intermediate_values)
             for number in self.standing.unfinished
             if number not in own
         }
-        for trial in self._record.stored.changed(self._newest_id, theirs):
-            self._see(trial)
 
     def add_report(self, number: int, validation: int, name: str, said: Any, value: float) -> None:
         """Take a report that this driver has just stored, under this name."""

@@ -194,9 +194,11 @@ class Study:
                 return True
             ends_here = index in history and history[index].end is not None
             newest = index in stored and index == max(stored)
-            if newest and not ends_here and self._stops_at(number, index):
-                self._end(number, "pruned", None)
-                return True
+            if newest and not ends_here:
+                self._see_other_drivers()
+                if self._stops_at(number, index):
+                    self._end(number, "pruned", None)
+                    return True
         last = history[max(history)] if history else None
         if last is not None and last.end is not None:
             self._end(number, last.end, last.message)
@@ -249,17 +251,19 @@ class Study:
         return False
 
     def _file(self, number: int, report: Report, value: float) -> None:
+        """Store a report, and catch up with what other drivers have stored before it."""
         said: dict[str, Any] = {"step": report.step, "metrics": dict(report.metrics)}
         if report.notes:
             said["notes"] = list(report.notes)
-        epoch = self._epoch(number)
-        self._rows.report(self._trials.id_of(number), epoch, report.validation, said, value)
+        epoch, trial_id = self._epoch(number), self._trials.id_of(number)
+        known = self._trials.newest_id, self._trials.unfinished_but(self._claims)
+        news = self._rows.report(trial_id, epoch, report.validation, said, value, *known)
         name = f"{REPORT}{report.validation}"
         self._trials.add_report(number, report.validation, name, said, value)
+        self._trials.see(*news)
 
     def _stops_at(self, number: int, validation: int) -> bool:
         """Return the verdict on a trial as it was at one of its validations."""
-        self._see_other_drivers()
         trial = copy.copy(self._trials[number])
         trial.intermediate_values = {
             index: value

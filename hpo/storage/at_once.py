@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,9 +21,10 @@ from hpo.storage.database import Database
 from hpo.storage.leases import Leases, insert_into
 from hpo.storage.stored_trials import (
     ATTRIBUTES,
-    FINISHED,
     REPORTS,
+    SINCE,
     TRIALS,
+    UNFINISHED,
     USER_ATTRIBUTES,
     VALUES,
     local,
@@ -31,6 +32,9 @@ from hpo.storage.stored_trials import (
 
 FINITE = models.TrialValueModel.TrialValueType.FINITE
 FINITE_REPORT = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
+
+_HELD = -1
+"""In place of a number of reports: the row that says that a trial is held."""
 
 
 def upsert(database: Database, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
@@ -52,12 +56,22 @@ class AtOnce:
         self._end = self._end_statement()
 
     def report(
-        self, trial_id: int, epoch: int, validation: int, said: Mapping[str, Any], value: float
-    ) -> None:
-        """Store a validation."""
+        self,
+        trial_id: int,
+        epoch: int,
+        validation: int,
+        said: Mapping[str, Any],
+        value: float,
+        since: Mapping[str, Any],
+    ) -> Sequence[sa.Row[Any]]:
+        """Store a validation; return the rows of ``SINCE`` right before, given its parameters."""
         attributes = _texts({f"{REPORT}{validation}": said})
         told = {"step": validation, "intermediate_value": value, "said": attributes}
-        self._ask(self._report, trial_id, epoch, told)
+        rows = self._ask(self._report, trial_id, epoch, {**told, **since})
+        others = [row for row in rows if row.num_reports != _HELD]
+        if len(others) == len(rows):
+            raise self._leases.lost()
+        return others
 
     def end(
         self,
@@ -70,19 +84,17 @@ class AtOnce:
     ) -> datetime.datetime:
         """Store how a trial ended, unless it has already; return when."""
         told = {"end_state": state, "told": value, "said": _texts(said), "shown": _texts(shown)}
-        ended = self._ask(self._end, trial_id, epoch, told)
-        return local(ended.ended_at)
-
-    def _ask(
-        self, statement: sa.Select[Any], trial_id: int, epoch: int, told: Mapping[str, Any]
-    ) -> sa.Row[Any]:
-        held = {"held_id": trial_id, "held_epoch": epoch}
-        rows = self._database.ask(statement, {**held, **told})
+        rows = self._ask(self._end, trial_id, epoch, told)
         if not rows:
             raise self._leases.lost()
-        return rows[0]
+        return local(rows[0].ended_at)
 
-    def _report_statement(self) -> sa.Select[Any]:
+    def _ask(
+        self, statement: sa.Executable, trial_id: int, epoch: int, told: Mapping[str, Any]
+    ) -> Sequence[sa.Row[Any]]:
+        return self._database.ask(statement, {"held_id": trial_id, "held_epoch": epoch, **told})
+
+    def _report_statement(self) -> sa.Executable:
         held = self._leases.held()
         names = ("step", "intermediate_value")
         values = [sa.bindparam(name, type_=REPORTS.c[name].type) for name in names]
@@ -97,13 +109,18 @@ class AtOnce:
             .returning(REPORTS.c.trial_id)
             .cte("filed")
         )
-        return sa.select(held.c.trial_id).add_cte(self._put(ATTRIBUTES, filed, "said"))
+        told = sa.select(
+            held.c.trial_id,
+            sa.literal(None, TRIALS.c.state.type).label("state"),
+            sa.literal(_HELD).label("num_reports"),
+        )
+        return sa.union_all(told, *SINCE.selects).add_cte(self._put(ATTRIBUTES, filed, "said"))
 
     def _end_statement(self) -> sa.Select[Any]:
         held = self._leases.held()
         ended = (
             TRIALS.update()
-            .where(TRIALS.c.trial_id == held.c.trial_id, TRIALS.c.state.not_in(FINISHED))
+            .where(TRIALS.c.trial_id == held.c.trial_id, UNFINISHED)
             .values(
                 state=sa.bindparam("end_state", type_=TRIALS.c.state.type),
                 datetime_complete=self._leases.utc,

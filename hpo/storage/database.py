@@ -34,6 +34,9 @@ LOCK_TIMEOUT_S = 5.0
 FROZEN_AFTER_S = 10.0
 """A driver that stands still in the midst of a write that long is cut off: others wait for its rows."""
 
+FIRST_WITH_PLAN_MODES = 120000
+"""PostgreSQL's version, as it gives it as a number."""
+
 SERVER_OPTIONS: dict[str, Any] = {
     "connect_timeout": 10,
     "fallback_application_name": "hpo",
@@ -363,6 +366,9 @@ def _tune_server_connection(connection: Any, _record: object) -> None:
     with connection.cursor() as cursor:
         for name, milliseconds in _limits(LOCK_TIMEOUT_S, FROZEN_AFTER_S):
             cursor.execute(f"SET {name} = {milliseconds}")
+        if connection.info.server_version >= FIRST_WITH_PLAN_MODES:
+            # Each of our statements looks rows up by their keys: there is nothing to plan anew.
+            cursor.execute("SET plan_cache_mode = force_generic_plan")
     connection.commit()  # a rollback would take it back
 
 

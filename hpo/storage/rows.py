@@ -25,15 +25,18 @@ from hpo.storage.database import Database, Lock
 from hpo.storage.leases import LEASES, Leases, insert_into
 from hpo.storage.stored_trials import (
     ATTRIBUTES,
-    FINISHED,
     PARAMS,
     REPORTS,
     STUDIES,
     TRIALS,
+    UNFINISHED,
     USER_ATTRIBUTES,
     VALUES,
+    changed_ids,
     distribution,
     local,
+    newer,
+    since_when,
 )
 
 _T = TypeVar("_T")
@@ -123,8 +126,7 @@ class Rows:
             epoch = self._leases.claim(connection, trial_id)
             if epoch is None:
                 return None
-            unfinished = TRIALS.c.state.not_in(FINISHED)
-            running = TRIALS.update().where(TRIALS.c.trial_id == trial_id, unfinished)
+            running = TRIALS.update().where(TRIALS.c.trial_id == trial_id, UNFINISHED)
             if connection.execute(running.values(state=TrialState.RUNNING)).rowcount == 0:
                 connection.rollback()
                 return None
@@ -133,12 +135,33 @@ class Rows:
         return self._do(act)
 
     def report(
-        self, trial_id: int, epoch: int, validation: int, said: Mapping[str, Any], value: float
-    ) -> None:
-        """Store a validation: its value for Optuna, and all that the trainer said of it."""
+        self,
+        trial_id: int,
+        epoch: int,
+        validation: int,
+        said: Mapping[str, Any],
+        value: float,
+        newest_id: int,
+        unfinished: Mapping[int, int],
+    ) -> list[int]:
+        """Store a validation: its value for Optuna, and all that the trainer said of it.
+
+        Args:
+            trial_id: Of a trial that this driver holds.
+            epoch: Under which it does.
+            validation: Its index.
+            said: What it said.
+            value: What samplers and pruners see of it.
+            newest_id: Of the newest trial that this driver knows.
+            unfinished: Ids of those of other drivers -> how many reports this one knows.
+
+        Returns:
+            The ids of other drivers' trials of which there was news before; on SQLite there are none.
+        """
         if self._at_once is not None:
-            self._at_once.report(trial_id, epoch, validation, said, value)
-            return
+            since = since_when(self._study_id, newest_id, unfinished)
+            rows = self._at_once.report(trial_id, epoch, validation, said, value, since)
+            return changed_ids(rows, newest_id, unfinished)
         filed = {"trial_id": trial_id, "step": validation, "intermediate_value": value}
 
         def act(connection: sa.Connection) -> None:
@@ -147,6 +170,7 @@ class Rows:
                 self._put(connection, self._put_said, trial_id, {f"{REPORT}{validation}": said})
 
         self._do(act)
+        return []
 
     def note_losses(self, trial_id: int, epoch: int, losses: Sequence[str]) -> None:
         """Store why a trial's process or node was lost, each time."""
@@ -180,7 +204,7 @@ class Rows:
             self._leases.hold(connection, trial_id, epoch)
             ended = connection.execute(
                 TRIALS.update()
-                .where(TRIALS.c.trial_id == trial_id, TRIALS.c.state.not_in(FINISHED))
+                .where(TRIALS.c.trial_id == trial_id, UNFINISHED)
                 .values(state=state, datetime_complete=self._leases.utc)
                 .returning(TRIALS.c.datetime_complete)
             ).scalar()
@@ -201,8 +225,7 @@ class Rows:
 
         def act(connection: sa.Connection) -> None:
             self._leases.hold(connection, trial_id, epoch)
-            unfinished = TRIALS.c.state.not_in(FINISHED)
-            waiting = TRIALS.update().where(TRIALS.c.trial_id == trial_id, unfinished)
+            waiting = TRIALS.update().where(TRIALS.c.trial_id == trial_id, UNFINISHED)
             connection.execute(waiting.values(state=TrialState.WAITING))
             self._leases.let_go(connection, trial_id, epoch)
 
@@ -265,8 +288,8 @@ _THERE = (
     .select_from(STUDIES)
     .join(
         TRIALS,
-        (TRIALS.c.study_id == STUDIES.c.study_id)
-        & (TRIALS.c.trial_id > sa.bindparam("newest_id"))
+        (TRIALS.c.study_id + 0 == STUDIES.c.study_id)
+        & newer(sa.bindparam("newest_id"))
         & (TRIALS.c.number == sa.bindparam("number")),
         isouter=True,
     )
@@ -275,7 +298,8 @@ _THERE = (
 )
 """Whether there is a trial of a number, and whose. No row: the study is gone.
 
-By the primary key: Optuna has no index of numbers, and to look at all trials would take milliseconds.
+By the primary key, as ``SINCE``: Optuna has no index of numbers, and to look at all trials would take
+milliseconds.
 """
 
 

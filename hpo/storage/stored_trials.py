@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects import postgresql
 
 from hpo.storage.attributes import CONFIG, REPORT
 from hpo.storage.database import Database, shown
@@ -30,8 +31,10 @@ USER_ATTRIBUTES = cast(sa.Table, models.TrialUserAttributeModel.__table__)
 VALUES = cast(sa.Table, models.TrialValueModel.__table__)
 REPORTS = cast(sa.Table, models.TrialIntermediateValueModel.__table__)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+UNFINISHED = sa.and_(*(TRIALS.c.state != state for state in FINISHED))
 
 distribution = functools.lru_cache(maxsize=1024)(json_to_distribution)
+_GREATEST_ID = 2**31 - 1
 _value = models.TrialValueModel.stored_repr_to_value
 _reported = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
 
@@ -65,16 +68,10 @@ class StoredTrials:
             newest_id: Of the newest trial that the caller knows; later ones have greater ids.
             unfinished: Ids of those of them that may have changed -> how many reports it knows.
         """
-        asked = {"study": self.study_id, "newest": newest_id, "ids": list(unfinished)}
         with readable(self.name, shown(self.database.url)):
-            ids = [
-                row.trial_id
-                for row in self.database.ask(_SINCE, asked)
-                if row.trial_id > newest_id
-                or row.state in FINISHED
-                or row.num_reports != unfinished[row.trial_id]
-            ]
-        return self.of(ids, light=True) if ids else []
+            since = since_when(self.study_id, newest_id, unfinished)
+            rows = self.database.ask(SINCE, since)
+        return self.of(changed_ids(rows, newest_id, unfinished), light=True)
 
     def numbered(self, numbers: Sequence[int]) -> list[FrozenTrial]:
         """Return the trials of these numbers, by number."""
@@ -82,6 +79,8 @@ class StoredTrials:
 
     def of(self, ids: Sequence[int], *, light: bool = False) -> list[FrozenTrial]:
         """Return the trials of these ids, by number; costs the same however many others there are."""
+        if not ids:
+            return []
         return self._read(TRIALS.c.trial_id.in_(ids), light=light)
 
     def _read(self, which: sa.ColumnElement[bool], *, light: bool) -> list[FrozenTrial]:
@@ -101,7 +100,30 @@ class StoredTrials:
         return trials
 
 
-_SINCE = sa.union_all(
+def since_when(study_id: int, newest_id: int, unfinished: Mapping[int, int]) -> dict[str, Any]:
+    """Return the parameters of ``SINCE``, given what ``StoredTrials.changed`` is."""
+    return {"study": study_id, "newest": newest_id, "ids": list(unfinished)}
+
+
+def changed_ids(
+    rows: Sequence[sa.Row[Any]], newest_id: int, unfinished: Mapping[int, int]
+) -> list[int]:
+    """Return those of the rows of ``SINCE`` of which ``StoredTrials.changed`` tells."""
+    return [
+        row.trial_id
+        for row in rows
+        if row.trial_id > newest_id
+        or row.state in FINISHED
+        or row.num_reports != unfinished[row.trial_id]
+    ]
+
+
+def newer(newest_id: sa.BindParameter[int]) -> sa.ColumnElement[bool]:
+    """Return what is true of trials that came later; planners expect few between two bounds."""
+    return (TRIALS.c.trial_id > newest_id) & (TRIALS.c.trial_id <= _GREATEST_ID)
+
+
+SINCE = sa.union_all(
     *(
         sa.select(
             TRIALS.c.trial_id,
@@ -111,14 +133,16 @@ _SINCE = sa.union_all(
             .correlate(TRIALS)
             .scalar_subquery()
             .label("num_reports"),
-        ).where(TRIALS.c.study_id == sa.bindparam("study"), which)
+        ).where(TRIALS.c.study_id + 0 == sa.bindparam("study"), which)
         for which in (
-            TRIALS.c.trial_id > sa.bindparam("newest"),
-            TRIALS.c.trial_id.in_(sa.bindparam("ids", expanding=True)),
+            newer(sa.bindparam("newest")),
+            TRIALS.c.trial_id == sa.any_(sa.bindparam("ids", type_=postgresql.ARRAY(sa.Integer))),
         )
     )
 )
-"""Trials that may have changed. One statement, because it comes with every verdict."""
+"""Trials that may have changed: on a server, which other drivers share. It comes with every verdict. So
+it is one text, which a server prepares once, however many ids there are; and by the primary key: ``+ 0``
+keeps PostgreSQL from going through all trials of the study."""
 
 
 def _read_trials(

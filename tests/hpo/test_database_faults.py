@@ -446,7 +446,8 @@ class TestRepeatedActs:
         study.next_trial()
         trial_id = study._trials.id_of(0)
         for value in (0.5, 0.7):
-            study._rows.report(trial_id, 1, 1, {"step": 1, "metrics": {"eval_loss": value}}, value)
+            said = {"step": 1, "metrics": {"eval_loss": value}}
+            study._rows.report(trial_id, 1, 1, said, value, trial_id, {})
         (trial,) = study.record.trials()
         assert (trial.value, trial.reports[1]["metrics"]["eval_loss"]) == (0.5, 0.5)
 

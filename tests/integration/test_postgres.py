@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from benchmarks.driver.many_trials import finish, large_study, study_of
 from benchmarks.driver.postgres import PASSWORD, Server
 from hpo.errors import LeaseLostError, StorageError
 from hpo.storage.database import Database
 from hpo.storage.leases import LEASES
+from hpo.studies import open_study
 from hpo.study import Study
 from tests.integration.command import begin, hpo, journal, kill_group, wait_until, write_study
 from tests.one_worker import Worker, again, make_spec, picture, sqlite, start
@@ -141,3 +143,35 @@ def _files_with(secret: str, *folders: Path) -> list[Path]:
             if path.is_file() and not path.is_symlink() and secret.encode() in path.read_bytes():
                 found.append(path)
     return found
+
+
+def num_read(study: Study) -> int:
+    """Return how many rows of trials the server has looked at so far, by an index or without."""
+    query = """
+        SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'trials')
+             + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'trials')
+    """
+    with study.record.database.engine.connect() as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_stat_force_next_flush()"
+        )  # of what it has counted itself
+        connection.commit()
+        return int(connection.exec_driver_sql(query).scalar_one())
+
+
+def test_a_proposal_and_a_report_read_no_trial_that_the_driver_knows(
+    tmp_path: Path, postgres: Server
+) -> None:
+    num_known, url = 600, postgres.create("large")
+    spec = study_of(tmp_path, "random")
+    large_study(spec, url, num_known).database.close()
+    study = Study(open_study("large", url), num_known + 20)
+    counted = []
+    for _ in range(3):
+        counted.append(num_read(study))
+        for _ in range(6):
+            finish(study, study.next_trial().number)
+    planning, kept = counted[1] - counted[0], num_read(study) - counted[2]
+    assert planning > 0, "the first five of each statement are planned anew"
+    assert kept < num_known
+    study.close()
