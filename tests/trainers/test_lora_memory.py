@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.trainers.test_lora_trainer import Run, runs_alone
-from trainers.lora import memory
+from trainers.lora import engine, memory
 from trainers.lora.memory import GIB, DeviceMemory, Load, Room, is_out_of_memory
 from trainers.lora.model.adapters import AdapterPool
+from trainers.lora.pack.within_memory import WithinMemory
 from trainers.protocol import Report
 
 Options = dict[str, object]
@@ -61,6 +64,14 @@ class TestRoom:
         assert room.holds([Load(0, 1024)] * 12)
         assert not room.holds([Load(0, 1024)] * 13)
         assert not room.holds([Load(0, 13 * 1024)])
+
+    def test_where_passes_are_limited_only_their_tokens_count(self) -> None:
+        room = Room(Pretended(), most_tokens=2048)
+        for _ in range(2):
+            with room.of_passes([Load(0, 1024)], [1024]):
+                pass
+        assert room.holds([Load(0, 1024)] * 1000)
+        assert not room.holds([Load(0, 1024), Load(0, 13 * 1024)]), "a trial's batch is one pass"
 
     def test_weights_count_with_gradient_and_optimizer(self) -> None:
         room = Room(Pretended())
@@ -116,6 +127,44 @@ class TestRoom:
         room.ran_out([Load(5, 10)] * 3)
         assert not room.holds([Load(5, 10)] * 3)
         assert room.holds([Load(5, 10)] * 2)
+
+
+@dataclass
+class Width:
+    """In place of a part's rows."""
+
+    width: int
+
+    @property
+    def rows(self) -> Any:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("widths", "passes"),
+    [
+        ([512, 512], [[512, 512]]),
+        ([272] * 4, [[272] * 2] * 2),  # not three and one
+        ([300] * 5, [[300] * 3, [300] * 2]),
+        ([32, 4096, 32, 32], [[32], [4096], [32, 32]]),
+        ([600] * 3, [[600]] * 3),
+    ],
+)
+def test_passes_on_a_processor_are_of_like_size_and_not_larger_than_is_of_use(
+    widths: list[int], passes: list[list[int]]
+) -> None:
+    made: list[list[int]] = []
+    for device in ("cpu", "cuda"):
+        made.clear()
+        within = WithinMemory(torch.device(device))
+        outcomes = within.run(list(map(Width, widths)), lambda parts: note(made, parts))
+        assert [done.result for done in outcomes] == widths
+        assert made == (passes if device == "cpu" else [widths])
+
+
+def note(made: list[list[int]], parts: Sequence[Any]) -> list[int]:
+    made.append([part.width for part in parts])
+    return made[-1]
 
 
 class TestDevice:
@@ -370,14 +419,17 @@ def test_a_config_that_does_not_fit_does_not_count(
     assert run.trainer.capacity(configs[2:]).num_trials == 1
 
 
-def test_trials_join_until_the_device_is_full(fixed: Options, device: Pretended) -> None:
+def test_trials_join_until_the_device_is_full(
+    fixed: Options, device: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "MOST_TOKENS", {})  # as on a GPU
     run = Run({**fixed, "max_length": 16})
     large = {**A, "per_device_train_batch_size": 10, "max_steps": 2}
     run.add(0, large)
     run.advance(2)
     run.trainer.remove(0)
     count = 0
-    while run.trainer.fits({**run.fixed, **large}):
+    while count < 20 and run.trainer.fits({**run.fixed, **large}):
         run.add(count, large)
         count += 1
     assert count == 12

@@ -29,9 +29,15 @@ class Admission:
         displaced: Trials that are stepped no more, until they are removed.
     """
 
-    def __init__(self, memory: DeviceMemory, dataset: Dataset, weights: WeightPool) -> None:
-        """Begin with a base model and no trial."""
-        self.room = Room(memory)
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        dataset: Dataset,
+        weights: WeightPool,
+        most_tokens: int | None = None,
+    ) -> None:
+        """Begin with a base model and no trial; ``most_tokens`` as in ``Room``."""
+        self.room = Room(memory, most_tokens)
         self.displaced: set[int] = set()
         self._dataset = dataset
         self._weights = weights

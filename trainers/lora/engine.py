@@ -24,6 +24,7 @@ from trainers.lora.model.full_weights import FullWeights
 from trainers.lora.model.weights import WeightPool
 from trainers.lora.options import LoraOptions
 from trainers.lora.pack.ability import Ability, find_ability
+from trainers.lora.pack.within_memory import MOST_TOKENS
 from trainers.lora.passes import (
     Passes,
     PassFailed,
@@ -77,7 +78,8 @@ class Engine:
         self._resumed_at_end: set[int] = set()
         self._begun: set[int] = set()  # their step has more batches, or is done again
         memory = DeviceMemory(self._base.device)
-        self._admission = Admission(memory, self._dataset, self._weights)
+        most_tokens = MOST_TOKENS.get(self._base.device.type)
+        self._admission = Admission(memory, self._dataset, self._weights, most_tokens)
 
     def plan(self, options: LoraOptions) -> Plan:
         self._check_shared(options)

@@ -127,9 +127,15 @@ class Load:
 class Room:
     """Reckons which trials fit on a device together, from what was measured so far."""
 
-    def __init__(self, memory: DeviceMemory) -> None:
-        """Take a device that holds what all trials share, and none of them."""
+    def __init__(self, memory: DeviceMemory, most_tokens: int | None = None) -> None:
+        """Take a device that holds what all trials share, and none of them.
+
+        Args:
+            memory: Its.
+            most_tokens: Of a pass of several trials; None: as many as they have.
+        """
         self._memory = memory
+        self._most_tokens = math.inf if most_tokens is None else most_tokens
         self._base = memory.in_use()
         self._bytes_per_token = 0.0
         self._validation = 0
@@ -208,7 +214,9 @@ class Room:
 
     def _need(self, loads: Collection[Load]) -> float:
         resting = self._base + sum(load.num_bytes for load in loads)
-        passing = self._base + sum(map(self._own, loads))
+        tokens = [load.num_tokens for load in loads]
+        at_once = min(sum(tokens), max(self._most_tokens, *tokens)) if tokens else 0
+        passing = resting + self._bytes_per_token * at_once
         after = self._base + sum(load.num_bytes_after_pass for load in loads)
         return max(passing, after, resting + self._validation)
 

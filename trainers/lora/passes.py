@@ -94,7 +94,7 @@ class Passes:
         self._weights = weights
         self._dataset = dataset
         self._lone = LonePass(base)
-        self._within_memory = WithinMemory()
+        self._within_memory = WithinMemory(base.device)
         self._pack: PackedPass | None = None
         if ability.head is not None and weights.stacks is not None:
             self._pack = PackedPass(base, weights.stacks, ability.head)

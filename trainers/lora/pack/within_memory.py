@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ class _Part(Protocol):
     @property
     def rows(self) -> Rows: ...
 
+
+MOST_TOKENS = {"cpu": 1024}
+"""Of a pass of several trials. With more a processor is no faster, and what is kept for the way back
+grows with them. A GPU's passes are as large as its memory."""
 
 _P = TypeVar("_P", bound=_Part)
 _R = TypeVar("_R")
@@ -43,8 +48,9 @@ class Done(Generic[_R]):
 class WithinMemory:
     """Runs passes, and remembers how large the largest may be."""
 
-    def __init__(self) -> None:
-        self._most_tokens: int | None = None
+    def __init__(self, device: torch.device) -> None:
+        """Begin with what is sensible on a device."""
+        self._most_tokens = MOST_TOKENS.get(device.type)
 
     def run(
         self, parts: list[_P], do: Callable[[list[_P]], list[_R]]
@@ -80,15 +86,19 @@ class WithinMemory:
         return [outcome for part in parts for outcome in self.run([part], do)]
 
     def _cut(self, parts: list[_P]) -> list[list[_P]]:
-        """Cut parts into passes that are not larger than what has found memory."""
-        groups: list[list[_P]] = []
-        room = 0
+        """Cut parts into passes of like size that are not larger than what is allowed."""
+        if self._most_tokens is None:
+            return [parts]
+        total = sum(part.rows.width for part in parts)
+        wanted = total / math.ceil(total / self._most_tokens)
+        groups: list[list[_P]] = [[]]
+        width = 0
         for part in parts:
-            room -= part.rows.width
-            if not groups or (self._most_tokens is not None and room < 0):
+            if groups[-1] and (width >= wanted or width + part.rows.width > self._most_tokens):
                 groups.append([])
-                room = (self._most_tokens or 0) - part.rows.width
+                width = 0
             groups[-1].append(part)
+            width += part.rows.width
         return groups
 
     def _make_smaller(self, parts: Sequence[_Part]) -> None:
