@@ -16,7 +16,6 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hpo.storage.attributes import REPORT
 from hpo.storage.database import Database
 from hpo.storage.leases import Leases, insert_into
 from hpo.storage.stored_trials import (
@@ -59,15 +58,13 @@ class AtOnce:
         self,
         trial_id: int,
         epoch: int,
-        validation: int,
+        filed: Mapping[str, Any],
         said: Mapping[str, Any],
-        value: float,
         since: Mapping[str, Any],
     ) -> Sequence[sa.Row[Any]]:
         """Store a validation; return the rows of ``SINCE`` right before, given its parameters."""
-        attributes = _texts({f"{REPORT}{validation}": said})
-        told = {"step": validation, "intermediate_value": value, "said": attributes}
-        rows = self._ask(self._report, trial_id, epoch, {**told, **since})
+        told = {**filed, "said": _texts(said), **since}
+        rows = self._ask(self._report, trial_id, epoch, told)
         others = [row for row in rows if row.num_reports != _HELD]
         if len(others) == len(rows):
             raise self._leases.lost()

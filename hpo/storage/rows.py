@@ -158,16 +158,18 @@ class Rows:
         Returns:
             The ids of other drivers' trials of which there was news before; on SQLite there are none.
         """
+        filed = {"step": validation, "intermediate_value": value}
+        attributes = {f"{REPORT}{validation}": said}
         if self._at_once is not None:
             since = since_when(self._study_id, newest_id, unfinished)
-            rows = self._at_once.report(trial_id, epoch, validation, said, value, since)
+            rows = self._at_once.report(trial_id, epoch, filed, attributes, since)
             return changed_ids(rows, newest_id, unfinished)
-        filed = {"trial_id": trial_id, "step": validation, "intermediate_value": value}
 
         def act(connection: sa.Connection) -> None:
             self._leases.hold(connection, trial_id, epoch)
-            if connection.execute(self._report, filed).first() is not None:  # said once is said
-                self._put(connection, self._put_said, trial_id, {f"{REPORT}{validation}": said})
+            stored = connection.execute(self._report, {"trial_id": trial_id, **filed})
+            if stored.first() is not None:  # said once is said
+                self._put(connection, self._put_said, trial_id, attributes)
 
         self._do(act)
         return []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -89,3 +91,14 @@ def fixed(model_folder: Path, train_file: Path) -> dict[str, object]:
         "val_size": 4,
         "max_length": 64,
     }
+
+
+@pytest.fixture(scope="session")
+def loaded_by_a_trainer(fixed: dict[str, object]) -> frozenset[str]:
+    """The modules that are loaded when a process has made a trainer and done no more."""
+    code = (
+        f"import sys; from trainers.lora import LoraTrainer; LoraTrainer({fixed!r});"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return frozenset(done.stdout.split())

@@ -160,7 +160,7 @@ class Room:
 
     def needed_gib(self, load: Load) -> float:
         """Return what one trial takes beside what all share, in its passes."""
-        return self._own(load) / GIB
+        return (load.num_bytes + self._bytes_per_token * load.num_tokens) / GIB
 
     def holds(self, loads: Collection[Load]) -> bool:
         """Return whether these trials fit together, as far as is known."""
@@ -219,9 +219,6 @@ class Room:
         passing = resting + self._bytes_per_token * at_once
         after = self._base + sum(load.num_bytes_after_pass for load in loads)
         return max(passing, after, resting + self._validation)
-
-    def _own(self, load: Load) -> float:
-        return load.num_bytes + self._bytes_per_token * load.num_tokens
 
 
 def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:

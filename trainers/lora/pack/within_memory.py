@@ -16,15 +16,15 @@ from trainers.lora.pack.rows import Rows
 
 log = logging.getLogger(__name__)
 
+MOST_TOKENS = {"cpu": 1024}
+"""Of a pass of several trials. With more a processor is no faster, and what is kept for the way back
+grows with them. A GPU's passes are as large as its memory."""
+
 
 class _Part(Protocol):
     @property
     def rows(self) -> Rows: ...
 
-
-MOST_TOKENS = {"cpu": 1024}
-"""Of a pass of several trials. With more a processor is no faster, and what is kept for the way back
-grows with them. A GPU's passes are as large as its memory."""
 
 _P = TypeVar("_P", bound=_Part)
 _R = TypeVar("_R")

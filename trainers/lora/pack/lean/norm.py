@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +24,8 @@ def normed(x: Tensor, weight: Tensor, epsilon: float, is_kept: bool = False) -> 
     output: Tensor
     output, rate = _Norm.apply(x, weight, epsilon)
     if output.requires_grad and not is_kept:
-        Anew(output, partial(_again, x.detach(), rate, weight))
+        kept = x.detach()
+        Anew(output, lambda: _scaled(kept.float(), rate, weight).to(kept.dtype))
     return output
 
 
@@ -37,7 +37,7 @@ class _Norm(torch.autograd.Function):
         ctx.save_for_backward(x, weight, rate)
         ctx.mark_non_differentiable(rate)
         ctx.set_materialize_grads(False)
-        return (wide * rate).to(weight.dtype).mul_(weight).to(x.dtype), rate
+        return _scaled(wide, rate, weight).to(x.dtype), rate
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -48,5 +48,5 @@ class _Norm(torch.autograd.Function):
         return gradient.mul_(rate).add_(wide * slope).to(x.dtype), None, None
 
 
-def _again(x: Tensor, rate: Tensor, weight: Tensor) -> Tensor:
-    return (x.float() * rate).to(weight.dtype).mul_(weight).to(x.dtype)
+def _scaled(wide: Tensor, rate: Tensor, weight: Tensor) -> Tensor:
+    return (wide * rate).to(weight.dtype).mul_(weight)
