@@ -24,7 +24,7 @@ REFRESH_S = 0.5
 
 
 class RunProgress:
-    """Writes each trial's log, tells the user what happens, and the trackers where to look."""
+    """Tells the user what happens, and the trackers where to look."""
 
     def __init__(self, study: Study, console: Console) -> None:
         """Watch a study.
@@ -63,11 +63,8 @@ class RunProgress:
         self._outlets.tell(claim.number, claim.config, log_folder)
 
     def reported(self, number: int, report: Report, over: bool) -> None:
-        """Tell of a validation or an end, and keep the trial's log."""
+        """Tell of a validation or an end."""
         trial = self._study.trial(number)
-        verdict = (trial.reason or trial.state.lower()) if over else "goes on"
-        trial_log.append(self._study.store.trial_folder(number), report, verdict)
-        self._study.store.push(number)
         self._tell(trial)
         for note in report.notes:
             if note not in self._notes:
@@ -79,7 +76,7 @@ class RunProgress:
         if value is not None:
             text += f": {metric} {value:.4f}"
         if over:
-            text += f" -> {in_words(verdict)}"
+            text += f" -> {in_words(trial.reason or trial.state.lower())}"
         if over and trial.message:
             text += f" ({trial.message.strip().splitlines()[-1]})"
         self._line(text)

@@ -15,7 +15,6 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,7 +186,7 @@ class Study:
         history = {report.validation: report for report in reports}
         stored = dict(self._trials[number].intermediate_values)
         for index in sorted({*stored, *history}):
-            if index in history:
+            if index in stored and index in history:
                 trial_log.catch_up(self.store.trial_folder(number), history[index])
                 self.store.push(number)
             if index not in stored and self.report(number, history[index]):
@@ -213,7 +212,7 @@ class Study:
         return report.validation in stored and report.end is None
 
     def report(self, number: int, report: Report) -> bool:
-        """Store what a trial says, judge it, and end it if that is the verdict.
+        """Store what a trial says, judge it, log it, and end it if that is the verdict.
 
         Returns:
             Whether the trial is over.
@@ -228,25 +227,24 @@ class Study:
         if report.metrics and report.validation not in stored:
             value = report.metrics.get(self.spec.metric)
             if value is None:
-                self._end(
-                    number,
-                    "failed",
+                message = (
                     f"the trainer reports no metric {self.spec.metric!r}. It reports: "
-                    f"{', '.join(sorted(report.metrics))}. Name one of these as 'metric:'.",
-                    report.notes,
+                    f"{', '.join(sorted(report.metrics))}. Name one of these as 'metric:'."
                 )
+                self._end(number, "failed", message, report)
                 return True
             if not math.isfinite(value):
-                self._end(number, "diverged", f"{self.spec.metric} is {value}.", report.notes)
+                self._end(number, "diverged", f"{self.spec.metric} is {value}.", report)
                 return True
             self._file(number, report, float(value))
             faults.reached("report stored")
         if report.end is not None:
-            self._end(number, report.end, report.message, report.notes)
+            self._end(number, report.end, report.message, report)
             return True
         if report.metrics and self._stops_at(number, report.validation):
-            self._end(number, "pruned", None)
+            self._end(number, "pruned", None, report)
             return True
+        self._log(number, report, "goes on")
         self._keeper.thin_out(self.trial(number))
         return False
 
@@ -321,7 +319,7 @@ class Study:
         self._trials.release(number)
 
     def _end(
-        self, number: int, reason: str, message: str | None, notes: Sequence[str] = ()
+        self, number: int, reason: str, message: str | None, report: Report | None = None
     ) -> None:
         state = STATE_OF_END[reason]
         trial = self._trials[number]
@@ -331,7 +329,10 @@ class Study:
             message = f"the trial ended without one validation of {self.spec.metric!r}."
         is_infeasible = reason == "out_of_memory"
         value = None if is_infeasible else _told_value(trial, state, best)
-        end = {"reason": reason, "message": message, "notes": list(notes)}
+        notes = [] if report is None else list(report.notes)
+        end = {"reason": reason, "message": message, "notes": notes}
+        if report is not None:  # before it is told: nobody goes through the log of an ended trial
+            self._log(number, report, reason)
         faults.reached("judged")
         constraints = INFEASIBLE if is_infeasible else None
         trial_id, epoch = self._trials.id_of(number), self._epoch(number)
@@ -345,6 +346,10 @@ class Study:
         self._keeper.sweep_trial(number, self._winners())
 
     # Files
+
+    def _log(self, number: int, report: Report, verdict: str) -> None:
+        trial_log.append(self.store.trial_folder(number), report, verdict)
+        self.store.push(number)
 
     def _winners(self) -> dict[int, int]:
         """Return the trials whose best checkpoint is kept, with its step."""

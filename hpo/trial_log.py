@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from trainers.protocol import Report
 LOG_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 LOST = "lost"
+NOTE = "note"
+
+TAIL_BYTES = 1 << 14
 
 Line = Mapping[str, object]
 
@@ -29,19 +33,16 @@ def append(folder: Path, report: Report, verdict: str) -> None:
     if report.message:
         lines.append({"kind": "message", "step": report.step, "text": report.message})
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOG_FILE
     first = min((_number(line, "step") for line in report.step_lines), default=None)
-    kept = read(folder) if first is not None or report.notes else []
-    if first is not None and kept and _number(kept[-1], "step") >= first:
-        kept = [
-            line
-            for line in kept
-            if _number(line, "step") < first or line.get("kind") in ("note", LOST)
-        ]
-        _write(folder / LOG_FILE, kept)
-    known = [line.get("text") for line in kept if line.get("kind") == "note"]
-    notes = [note for note in dict.fromkeys(report.notes) if note not in known]
+    if first is not None and _last_step(path) >= first:
+        _write(path, [x for x in _read(path) if _number(x, "step") < first or _outlives(x)])
+    notes = list(dict.fromkeys(report.notes))
+    if notes:
+        known = [line.get("text") for line in _read(path) if line.get("kind") == NOTE]
+        notes = [note for note in notes if note not in known]
     step = 0 if first is None else max(0, first - 1)
-    _add(folder / LOG_FILE, [*({"kind": "note", "step": step, "text": n} for n in notes), *lines])
+    _add(path, [*({"kind": NOTE, "step": step, "text": note} for note in notes), *lines])
     if report.samples:
         _append_samples(folder, report)
 
@@ -77,6 +78,24 @@ def _append_samples(folder: Path, report: Report) -> None:
     if kept and _number(kept[-1], "validation") >= report.validation:
         _write(path, [x for x in kept if _number(x, "validation") < report.validation])
     _add(path, [{**at, **sample} for sample in report.samples])
+
+
+def _outlives(line: Line) -> bool:
+    """Return whether a line stays when its step is trained again."""
+    return line.get("kind") in (NOTE, LOST)
+
+
+def _last_step(path: Path) -> int:
+    """Return the step of a log's newest whole line; the log's end is enough, as a rule."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL_BYTES))
+        for text in reversed(file.read().split(b"\n")[:-1]):
+            with contextlib.suppress(ValueError, RecursionError):
+                line = json.loads(text)
+                if isinstance(line, dict):
+                    return _number(line, "step")
+    return max((_number(line, "step") for line in _read(path)), default=0)
 
 
 def _read(path: Path) -> list[dict[str, object]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import hpo.study
+from hpo import trial_log
 from hpo.checkpoints import CheckpointStore
 from hpo.errors import ExhaustedError, StudyError
 from hpo.studies import create_study, open_study
@@ -69,6 +70,10 @@ class TestDeterminism:
 
 class _Killed(BaseException):
     pass
+
+
+def _killed(*args: object) -> object:
+    raise _Killed
 
 
 class TestKills:
@@ -149,6 +154,25 @@ class TestKills:
             resumed.next_trial()
         best = json.loads((resumed.folder / "best" / "trial.json").read_text())
         assert (best["step"], best["value"]) == (3, 0.1)
+
+    @pytest.mark.parametrize("end", [None, "finished"])
+    def test_the_log_of_a_trial_has_its_last_validation_before_its_end_is_stored(
+        self, tmp_path: Path, end: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study = Study(start(make_spec(tmp_path), sqlite(tmp_path)), 2)
+        for number, loss in ((0, 0.1), (1, 0.9)):  # the second is pruned, unless it is at its end
+            assert study.next_trial().number == number
+            if number == 1:
+                monkeypatch.setattr(study._rows, "end", _killed)
+                with pytest.raises(_Killed):
+                    study.report(1, Report(1, 1, 1, {"eval_loss": loss}, [{"step": 1}], end=end))
+            else:
+                study.report(0, Report(0, 1, 1, {"eval_loss": loss}, [{"step": 1}]))
+        lines = trial_log.read(study.store.trial_folder(1))
+        assert [(line["kind"], line.get("verdict")) for line in lines] == [
+            ("step", None),
+            ("validation", end or "pruned"),
+        ]
 
     def test_a_verdict_that_was_not_told_is_told_on_adoption(self, tmp_path: Path) -> None:
         spec = make_spec(tmp_path)

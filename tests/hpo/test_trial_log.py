@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from hpo import trial_log
@@ -31,6 +32,27 @@ def test_steps_that_are_trained_again_replace_their_lines(tmp_path: Path) -> Non
     trial_log.append(tmp_path, report(2, range(4, 7), "a"), "goes on")
     trial_log.append(tmp_path, report(2, range(4, 7), "b"), "goes on")
     assert marks(tmp_path) == [(s, "a") for s in (1, 2, 3)] + [(s, "b") for s in (4, 5, 6)]
+
+
+def test_steps_of_a_log_that_ends_in_a_long_line_are_replaced(tmp_path: Path) -> None:
+    trial_log.append(tmp_path, report(1, range(1, 4), "a"), "goes on")
+    trial_log.append(tmp_path, report(2, range(4, 7), "a" * trial_log.TAIL_BYTES), "goes on")
+    trial_log.append_loss(tmp_path, 6, "lost", "x" * 2 * trial_log.TAIL_BYTES)
+    trial_log.append(tmp_path, report(2, range(4, 7), "b"), "goes on")
+    assert marks(tmp_path) == [(s, "a") for s in (1, 2, 3)] + [(s, "b") for s in (4, 5, 6)]
+    assert [x["cause"] for x in trial_log.read(tmp_path) if x["kind"] == "lost"] == ["lost"]
+
+
+def test_a_report_costs_no_more_for_the_steps_before_it(tmp_path: Path) -> None:
+    trial_log.append(tmp_path, report(1, range(1, 20_001), "a"), "goes on")
+    took = {}
+    for size, folder in ((20_000, tmp_path), (0, tmp_path / "fresh")):
+        began = time.perf_counter()
+        for index in range(20):
+            first = size + 1 + index
+            trial_log.append(folder, report(2 + index, range(first, first + 1), "a"), "goes on")
+        took[size] = time.perf_counter() - began
+    assert took[20_000] < 5 * took[0]
 
 
 def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:

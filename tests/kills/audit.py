@@ -11,6 +11,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from hpo import trial_log
 from hpo.checkpoints import CheckpointStore
 from hpo.errors import CheckpointError
 from hpo.proposals import config_digest
@@ -125,6 +126,7 @@ def audit(
         elif trial.reason not in ends:
             found.lost.append(f"trial {trial.number} is {trial.reason}: {trial.message}")
         _audit_reports(trial, found)
+        _audit_log(trial, runs, found)
     _audit_rows(record, found)
     _audit_files(record, trials, runs, found)
     return found
@@ -140,6 +142,16 @@ def _audit_reports(trial: TrialRecord, found: Findings) -> None:
             found.lost.append(f"{said} says at validation {validation}: {report}")
     if trial.reason == "finished" and trial.step != last:
         found.lost.append(f"{said} ended at step {trial.step} of {last}")
+
+
+def _audit_log(trial: TrialRecord, runs: Path, found: Findings) -> None:
+    lines = trial_log.read(runs / str(trial.number))
+    there = Counter(line["validation"] for line in lines if line["kind"] == "validation")
+    said = f"of trial {trial.number} ({trial.reason})"
+    found.lost += [f"no line {said} for validation {n}" for n in trial.reports if n not in there]
+    found.duplicates += [f"validation {n} {said}: {k} lines" for n, k in there.items() if k > 1]
+    steps = Counter(line["step"] for line in lines if line["kind"] == "step")
+    found.duplicates += [f"step {n} {said}: {k} lines" for n, k in steps.items() if k > 1]
 
 
 def _audit_rows(record: StudyRecord, found: Findings) -> None:
