@@ -41,7 +41,7 @@ class FakeOptions(TrainerOptions):
     journal: str = ""
     diverge_above: float = 100.0
     fail_above: float = 100.0
-    acts: Literal["", "raise", "kill", "hang", "freeze"] = Field(
+    acts: Literal["", "raise", "crash", "kill", "hang", "freeze"] = Field(
         "", description="What its host suffers by it, at its step `acts_at`."
     )
     acts_at: int = 3
@@ -242,6 +242,8 @@ class FakeTrainer:
             Path(options.acts_once).touch()
         if options.acts == "raise":
             raise RuntimeError("the trainer's own mistake")
+        if options.acts == "crash":
+            os.abort()
         if options.acts == "hang":
             threading.Event().wait()
         os.kill(os.getpid(), signal.SIGKILL if options.acts == "kill" else signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Whole searches on fake trials: driver, Tune, proxies and hosts as they are, on simulated nodes.
+"""Whole searches on fake trials: driver, Tune and hosts as they are, on simulated nodes.
 
 The processes of all nodes share this machine's cores, so a search here costs at least as much as on a
 cluster of real ones.

@@ -1,4 +1,4 @@
-"""Reports that one driver takes in a second, all the way: host, proxy, Tune, study, verdict.
+"""Reports that one driver takes in a second, all the way: host, Tune, study, verdict.
 
 Eight fake trials at once on two simulated nodes, with steps that take no time; each step's report has a
 checkpoint, which its host writes first.

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpo.cluster.messages import HostSetup
 from hpo.cluster.replaced import replaced
@@ -26,6 +26,9 @@ from hpo.cluster.stays import Progress, Stays
 from hpo.errors import HpoError, LeaseLostError, StudyError, TrainerError
 from hpo.spec import AUTO
 from hpo.study import Claim, Study
+
+if TYPE_CHECKING:
+    from hpo.cluster.places import Places
 
 RAY_POLL_S = 2.0
 STOP_POLL_S = 2.0
@@ -83,7 +86,8 @@ class Driver:
         self._silence_at = 0.0
         self._slots_at = 0.0
         self._slots = 0
-        self._stays = Stays(study, progress, self._run_id, self._fail)
+        self._places: Places | None = None
+        self._stays = Stays(study, progress, self._leave, self._fail)
         gpu = study.spec.resources.gpu
         self._gpu = 1.0 if isinstance(gpu, str) else gpu
         hours = study.spec.budget.hours
@@ -181,13 +185,14 @@ class Driver:
         from ray.air._internal import usage
         from ray.tune.execution import tune_controller
 
-        from hpo.cluster.actors import Proxies
         from hpo.cluster.heart import Heart
+        from hpo.cluster.places import Places
         from hpo.cluster.scheduler import StudyScheduler
         from hpo.cluster.searcher import StudySearcher
 
         spec = self._study.spec
         nodes = self._nodes()
+        places = self._places = Places()
         searcher = StudySearcher(
             self._study,
             self._num_slots,
@@ -197,7 +202,7 @@ class Driver:
         )
         scheduler = StudyScheduler(self._study, self._stays, searcher.moves)
         tuner = tune.Tuner(
-            tune.with_resources(tune.Trainable, request(nodes, self._gpu)),  # see actors
+            tune.with_resources(tune.Trainable, request(nodes, self._gpu)),  # see places
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -221,7 +226,7 @@ class Driver:
             # Ray counts the callbacks of every tracker, and imports each to know it: a second, 80 MiB.
             with (
                 replaced(usage, "tag_callbacks", lambda callbacks: False),
-                replaced(tune_controller, "RayActorManager", Proxies),
+                replaced(tune_controller, "RayActorManager", lambda resource_manager: places),
             ):
                 tuner.fit()
         except Exception:
@@ -241,6 +246,10 @@ class Driver:
             "cpu_host": cpu_host,
             **self._stays.begin(claim.number),
         }
+
+    def _leave(self, number: int, stay: int) -> None:
+        if self._places is not None:
+            self._places.leave(number, stay)
 
     # Ending
 
@@ -284,9 +293,9 @@ class Driver:
         """Act at a turn of Tune's loop."""
         self._beat()
         now = time.monotonic()
-        if now >= self._silence_at:  # looks at every trial that Tune has had
+        if now >= self._silence_at and self._places is not None:
             self._silence_at = now + SILENCE_POLL_S
-            self._stays.kill_silent(trials)
+            self._places.kill_silent()
         self._check_ray_lives()
         if self._ending is None:
             return
@@ -294,7 +303,6 @@ class Driver:
         if is_saved or time.monotonic() >= self._leave_by:
             self._leaving = True  # trials that wait for a place would wait for ever
             self._hand_back()
-            self._stays.kill(trials)  # Tune would wait ten seconds for those that are not saved
             raise _LeavingError
 
     def _check_ray_lives(self) -> None:
@@ -331,9 +339,8 @@ class Driver:
 
 def _load_tune() -> None:
     """Import what takes half a second and is needed once Ray runs."""
-    import hpo.cluster.actors
     import hpo.cluster.heart
-    import hpo.cluster.placing
+    import hpo.cluster.places
     import hpo.cluster.scheduler
     import hpo.cluster.searcher  # noqa: F401
 

@@ -1,9 +1,9 @@
 """The process that owns a device: one base model, one trainer, all trials placed there.
 
-A Ray actor, found by name or made by the first proxy that Ray places on the device. It trains in a
-thread of its own; its methods only pass messages. Knows nothing of the study: it is told what to
-train, writes each checkpoint before its report leaves, and goes away when nobody calls or when its
-trainer hangs. A trial that does not fit beside those on the device waits here until one has left.
+A Ray actor (``host_actor``), found by name or made by the driver for its first trial on the device. It
+trains in a thread of its own; its methods only pass messages. Knows nothing of the study: it is told
+what to train, writes each checkpoint before its report leaves, and goes away when nobody calls or when
+its trainer hangs. A trial that does not fit beside those on the device waits here until one has left.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _leave_process() -> None:
 
 
 class ModelHost:
-    """Trains trials on one device. Made a Ray actor by the proxy; usable without Ray in tests."""
+    """Trains trials on one device. Made a Ray actor elsewhere; usable without Ray in tests."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class ModelHost:
         device: str,
         num_threads: int | None = None,
         leave_process: Callable[[], None] = _leave_process,
+        notes: Path | None = None,
     ) -> None:
         """Begin to load.
 
@@ -60,12 +61,14 @@ class ModelHost:
             device: As the trainer names it.
             num_threads: That compute on the processor; None: as the environment says.
             leave_process: Ends this process.
+            notes: Folder for the notes of its stays.
         """
         if num_threads is not None:  # read when torch is loaded; Ray has set 1
             os.environ["OMP_NUM_THREADS"] = str(num_threads)
         self._setup = setup
         self._device = device
         self._leave_process = leave_process
+        self._notes = notes
         self._store = CheckpointStore(setup.store, setup.disk_quota_gib)
         self._seats: dict[int, Seat] = {}
         self._waiting: deque[tuple[int, Seat, Path | None]] = deque()
@@ -80,7 +83,7 @@ class ModelHost:
         threading.Thread(target=self._run, name="train", daemon=True).start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
-    # Called by proxies and the driver
+    # Called by the driver
 
     def join(
         self,
@@ -88,11 +91,11 @@ class ModelHost:
         config: Mapping[str, object],
         stay: int = 0,
         alone: bool = False,
-        note: Path | None = None,
+        note: str | None = None,
     ) -> int:
         """Let a trial join at the next step, from its newest checkpoint or from its beginning.
 
-        One that is here already is begun again: its proxy died, maybe with a report in its hands. One
+        One that is here already is begun again: a report of it may have been lost on its way. One
         that does not fit beside the others waits until it does.
 
         Args:
@@ -101,14 +104,15 @@ class ModelHost:
             stay: Rising with each stay of this trial on any host.
             alone: Its next loss would be its last, so nobody else may be there to cause it, or to be
                 lost with it.
-            note: Where to keep a note of the stay.
+            note: Name of a note of the stay.
 
         Returns:
             The id of this process.
         """
         with self._changed:
             self.leave(number)
-            seat = Seat(stay, config, alone, note)
+            path = self._notes / note if self._notes is not None and note is not None else None
+            seat = Seat(stay, config, alone, path)
             self._seats[number] = seat
             if self._pausing and self._loading:
                 seat.words.append(Word(paused=True))
@@ -162,7 +166,7 @@ class ModelHost:
             seat = self._seats.get(number)
             if seat is not None and (stay is None or seat.stay <= stay):
                 del self._seats[number]
-                self._requests.append(lambda trainer: self._remove(trainer, number))
+                self._requests.append(lambda trainer: self._let_go(trainer, number, seat))
                 self._changed.notify_all()
 
     def pause(self) -> None:
@@ -290,6 +294,11 @@ class ModelHost:
             seat.note("over")
             trainer.remove(number)
 
+    def _let_go(self, trainer: Trainer, number: int, seat: Seat) -> None:
+        self._remove(trainer, number)
+        if seat.path is not None:
+            seat.path.unlink(missing_ok=True)  # nobody will ask for it
+
     def _advance(self, trainer: Trainer) -> None:
         # One that left, or begins again, while this step was made has nobody to hear of it.
         heard = [
@@ -303,7 +312,7 @@ class ModelHost:
                 self._displace(trainer, report, seat)
                 continue
             seat.steps_seen = report.step
-            if report.end is not None:  # its memory is for others, whenever its proxy hears of it
+            if report.end is not None:  # its memory is for others, whenever the driver hears of it
                 self._remove(trainer, report.trial)
             self._say(report.trial, seat, Word(report=report))
         for number, seat in self._present.items():

@@ -1,4 +1,4 @@
-"""What passes between the driver, the proxies and the hosts: plain values, no torch and no Ray."""
+"""What passes between the driver and the hosts: plain values, no torch and no Ray."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class HostSetup:
 
     @property
     def alive_s(self) -> float:
-        """How often a proxy says that it is alive, if it has nothing else to say."""
+        """How often a host says of a trial that it is alive, if it has nothing else to say."""
         return min(SIGN_OF_LIFE_S, self.stall_timeout / 4, self.patience_s / 3)
 
 
@@ -62,7 +62,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Word:
-    """What a proxy says of its trial; without anything else: it is alive.
+    """What a host says of a trial; without anything else: it is alive.
 
     Attributes:
         report: A validation or an end.

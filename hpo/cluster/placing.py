@@ -1,11 +1,7 @@
-"""Where the host of a device is found: by its name, or made there by whoever asks first.
-
-That is a proxy on the host's own node; or the driver, while Tune still starts, if the node is its own.
-"""
+"""Where the host of a device is found: by its name, or made there by the driver."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import ray
@@ -15,7 +11,7 @@ from hpo.cluster.messages import HostSetup
 
 MAX_CALLS = 1000  # threads of a host that may wait for reports at once
 
-# Ray hides every GPU from an actor that asks for none; the host's are named by its proxy.
+# Ray hides every GPU from an actor that asks for none; the host's are named by the driver.
 _KEEP_DEVICE = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -33,38 +29,28 @@ def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
     """Return the one host of a device; it is made if there is none.
 
     Args:
-        node_id: Ray's, of the node on which this is called.
+        node_id: Ray's.
         device: Ids of GPUs with commas between, or what ``cpu`` returns.
         run_id: Of the driver's run.
         setup: What the host is made of.
     """
-    name = host_name(run_id, node_id, device)
-    try:
-        return ray.get_actor(name)
-    except ValueError:
-        return _made(name, node_id, device, setup)
-
-
-def _made(name: str, node_id: str, device: str, setup: HostSetup) -> Any:
-    """Return the host of this name; whoever is first makes it."""
-    from hpo.cluster.host import ModelHost  # most proxies need none of what it imports
+    from hpo.cluster.host_actor import ModelHostActor  # who imports this needs not all that it does
 
     has_gpu = not device.startswith("cpu")
-    cores = len(os.sched_getaffinity(0)) // (1 if has_gpu else setup.cpu_hosts)
     # Without an environment of its own it is one of the processes that Ray has started already.
     environment = {"CUDA_VISIBLE_DEVICES": device, **_KEEP_DEVICE} if has_gpu else {}
     return (
-        ray.remote(ModelHost)
+        ray.remote(ModelHostActor)
         .options(
-            name=name,
+            name=host_name(run_id, node_id, device),
             get_if_exists=True,
             lifetime="detached",
             num_cpus=0,
             num_gpus=0,
             max_concurrency=MAX_CALLS,
-            # Outside the proxy's placement group: in it, the host would die with its maker.
+            # Outside the trials' placement groups: in one, the host would die with it.
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             runtime_env={"env_vars": environment} if environment else None,
         )
-        .remote(setup, "auto", max(1, cores))
+        .remote(setup, has_gpu)
     )

@@ -8,12 +8,10 @@ from typing import Any, Protocol
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from hpo.cluster.messages import Loss, Word
-from hpo.cluster.proxy import WORDS
+from hpo.cluster.places import WORDS
 from hpo.errors import LeaseLostError
 from hpo.study import Study
 from trainers.protocol import Report
-
-PROXY_DIED = "its proxy process or its node died"
 
 
 class Listener(Protocol):
@@ -21,12 +19,6 @@ class Listener(Protocol):
 
     def stay_of(self, number: int) -> int | None:
         """Return the stay that a trial has here now; None if it has none."""
-
-    def on_word(self, trial: Any, word: Word) -> None:
-        """Something was heard of a Tune trial."""
-
-    def is_waiting(self, number: int) -> bool:
-        """Return whether a trial was not trained yet when last heard of."""
 
     def on_report(self, number: int, report: Report, over: bool) -> None:
         """A report is stored."""
@@ -42,9 +34,6 @@ class Listener(Protocol):
 
     def on_loss(self, number: int, loss: Loss, goes_on: bool) -> None:
         """A trial's process or node was lost, which the study knows."""
-
-    def why_killed(self, trial: Any) -> str | None:
-        """Return why this driver has killed a Tune trial's proxy, if it has."""
 
 
 class StudyScheduler(FIFOScheduler):
@@ -80,7 +69,6 @@ class StudyScheduler(FIFOScheduler):
 
     def _is_over(self, trial: Any, number: int, stay: int, word: Word) -> bool:
         """Hear one word; return whether the trial is over here."""
-        self._listener.on_word(trial, word)
         try:
             return self._is_foreign(number, stay) or (
                 word.is_news and self._hear(trial, number, word)
@@ -132,22 +120,6 @@ class StudyScheduler(FIFOScheduler):
             self._study.release(number)
         self._listener.on_loss(number, loss, goes_on)
 
-    def on_trial_error(self, controller: Any, trial: Any) -> None:
-        """Count that a trial's place was lost: its proxy, or the whole node."""
-        number, stay = int(trial.config["number"]), int(trial.config["stay"])
-        if self._is_foreign(number, stay):
-            return
-        try:
-            cause = self._listener.why_killed(trial) or _cause(trial)
-            self._listener.on_stop(number, stay)  # its host may be alive
-            is_counted = not self._listener.is_waiting(number)
-            self._lose(number, Loss(cause, is_counted, f"proxy-{number}-{stay}", True))
-        except LeaseLostError:
-            self._drop(number)
-        except Exception as error:
-            self.error = error
-            raise
-
     def _drop(self, number: int) -> None:
         if number in self._study.claimed:
             self._study.drop(number)
@@ -158,16 +130,3 @@ class StudyScheduler(FIFOScheduler):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Come back as nothing."""
-
-
-def _cause(trial: Any) -> str:
-    """Return what Tune says of a proxy's end, in the same words for the same cause."""
-    from ray.exceptions import RayActorError
-
-    error = trial.get_error()
-    text = str(error)
-    if "node" in text and ("died" in text or "dead" in text) and "worker process" not in text:
-        return "its node was lost"
-    if error is None or isinstance(error, RayActorError):
-        return PROXY_DIED
-    return f"its proxy failed: {text.strip().splitlines()[-1]}"

@@ -28,7 +28,7 @@ class StudySearcher(Searcher):
         Args:
             study: Where trials come from.
             num_slots: How many trials the cluster holds now.
-            tune_config: What a proxy gets for a claim, and for the number of a host on a node without
+            tune_config: What a place gets for a claim, and for the number of a host on a node without
                 a GPU.
             is_ending: Whether no further trial shall begin; asked often, also while Tune waits.
             spread: Of the trials over hosts.

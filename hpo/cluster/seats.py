@@ -2,7 +2,7 @@
 
 A host that dies says nothing any more. So it keeps a note of each stay beside Ray's logs on its node:
 whether the trial only waited there, was trained when the process died, or what the host knew of its
-end. Its proxy, on the same node, reads it.
+end. The driver reads it there.
 """
 
 from __future__ import annotations

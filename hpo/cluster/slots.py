@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 SLIVER_OF_CPU = 0.001
-"""A proxy on a GPU computes nothing, but Ray refuses a request of nothing."""
+"""A host with a GPU computes little on the cores, but Ray refuses a request of nothing."""
 
 _ROUNDING = 1e-6
 

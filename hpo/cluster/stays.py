@@ -6,12 +6,10 @@ another. What was heard is filed by ``scheduler``; the driver's other duties are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
-from hpo.cluster.messages import Loss, Word
-from hpo.cluster.session import host_handles
-from hpo.cluster.silence import Silence
+from hpo.cluster.messages import Loss
 from hpo.errors import TrainerError
 from hpo.study import Claim, Study
 from trainers.protocol import Report
@@ -47,25 +45,26 @@ class Stays:
     """The stays of one run's trials; the scheduler's listener."""
 
     def __init__(
-        self, study: Study, progress: Progress, run_id: str, fail: Callable[[TrainerError], None]
+        self,
+        study: Study,
+        progress: Progress,
+        leave: Callable[[int, int], None],
+        fail: Callable[[TrainerError], None],
     ) -> None:
         """Begin without any.
 
         Args:
             study: This driver's hold on it.
             progress: Told of everything.
-            run_id: Part of the names of this run's hosts.
+            leave: Called with a trial and its stay, where it shall leave its host.
             fail: Called with why the run has to end.
         """
         self._study = study
         self._progress = progress
-        self._run_id = run_id
+        self._leave = leave
         self._fail = fail
         self._newest = 0
         self._stays: dict[int, int] = {}
-        self._waiting: set[int] = set()
-        self._silence = Silence(study.spec.stall_timeout)
-        self._killed: dict[str, str] = {}
         self._loaded: set[str] = set()
         self._never_loaded: set[str] = set()
         self._lost_in_a_row = 0
@@ -74,53 +73,19 @@ class Stays:
         """Begin a trial's next stay; return what its host has to know of it."""
         self._newest += 1
         self._stays[number] = self._newest
-        self._waiting.discard(number)
         most = self._study.spec.max_failures
         # Its next loss would be its last: no neighbour shall be the cause, nor be lost with it.
         return {"stay": self._newest, "alone": 0 < most <= self._study.num_losses(number)}
 
     def end(self, number: int) -> None:
-        """Let the hosts drop a trial that is another driver's now."""
+        """Let its host drop a trial that is another driver's now."""
         self.on_stop(number, self._stays.get(number, 0))
-
-    def kill_silent(self, trials: Sequence[Any]) -> None:
-        """Kill the proxies of those Tune trials that were silent for too long."""
-        import ray
-
-        for trial in self._silence.too_long(trials):
-            if trial.trial_id not in self._killed:
-                limit_s = self._silence.limit_s
-                self._killed[trial.trial_id] = (
-                    f"stalled: its proxy process did not answer for {limit_s:g} s"
-                )
-                ray.kill(trial.temporary_state.ray_actor)
-
-    def kill(self, trials: Sequence[Any]) -> None:
-        """Kill the proxies of all Tune trials that have one."""
-        import ray
-
-        for trial in trials:
-            if trial.temporary_state.ray_actor is not None:
-                ray.kill(trial.temporary_state.ray_actor)
 
     # What the scheduler hears
 
     def stay_of(self, number: int) -> int | None:
         """Return the stay that a trial has here now; None if it has none."""
         return self._stays.get(number)
-
-    def on_word(self, trial: Any, word: Word) -> None:
-        """Note that a trial's proxy is alive."""
-        self._silence.heard(trial)
-        number = int(trial.config["number"])
-        if word.waiting:
-            self._waiting.add(number)
-        else:
-            self._waiting.discard(number)
-
-    def is_waiting(self, number: int) -> bool:
-        """Return whether a trial was not trained yet when last heard of."""
-        return number in self._waiting
 
     def on_report(self, number: int, report: Report, over: bool) -> None:
         """Tell of a report; stop a study whose trials all fail alike."""
@@ -133,9 +98,8 @@ class Stays:
                 self._fail_all_alike(number, f"failed with the same error:\n{error.strip()}")
 
     def on_stop(self, number: int, stay: int) -> None:
-        """Let the hosts drop a trial that is over: its proxy may idle until the next trial comes."""
-        for host in host_handles(self._run_id):
-            host.leave.remote(number, stay)
+        """Let its host drop a trial that is over."""
+        self._leave(number, stay)
 
     def on_fatal(self, reason: str) -> None:
         """End the run: no trial can be trained."""
@@ -165,10 +129,6 @@ class Stays:
             self._lost_in_a_row += 1
             if self._lost_in_a_row >= self._study.spec.max_identical_errors:
                 self._fail_all_alike(number, f"were lost with their processes: {loss.cause}")
-
-    def why_killed(self, trial: Any) -> str | None:
-        """Return why this driver has killed a Tune trial's proxy, if it has."""
-        return self._killed.pop(trial.trial_id, None)
 
     def _fail_all_alike(self, number: int, how: str) -> None:
         spec = self._study.spec

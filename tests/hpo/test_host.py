@@ -36,7 +36,7 @@ class Driven:
             stall_timeout=stall_timeout,
         )
         self.left = threading.Event()
-        self.host = ModelHost(setup, "cpu", leave_process=self._leave)
+        self.host = ModelHost(setup, "cpu", None, self._leave, folder / "notes")
         self.num_joins = 0
         self.store = CheckpointStore(folder / "store")
 
@@ -49,7 +49,7 @@ class Driven:
         """Let a trial join; return its stay."""
         self.num_joins += 1
         config = {**self.fixed, **options}
-        self.host.join(number, config, self.num_joins, alone, self.note_path(number))
+        self.host.join(number, config, self.num_joins, alone, str(number))
         return self.num_joins
 
     def note_path(self, number: int) -> Path:
@@ -291,7 +291,9 @@ def test_notes_tell_who_is_lost_when_the_process_dies_now(make_host: MakeHost) -
     assert (host.note(0).state, host.note(1).state) == ("present", "waiting")
     host.host.leave(0)
     host.next(1)
-    assert (host.note(0).state, host.note(1).state) == ("over", "present")
+    assert (host.note(0), host.note(1).state) == (None, "present"), (
+        "who left is asked after no more"
+    )
 
 
 def test_a_trainer_that_hangs_ends_its_process_and_the_trials_on_it_are_lost(
@@ -365,8 +367,8 @@ def test_a_host_that_nobody_calls_leaves_and_loses_no_trial(tmp_path: Path) -> N
         left.set()
         threading.Event().wait()
 
-    host = ModelHost(setup, "cpu", leave_process=leave)
-    host.join(0, {"max_steps": 10**6, "step_s": 0.01, "eval_steps": 5}, 1, False, tmp_path / "note")
+    host = ModelHost(setup, "cpu", None, leave, tmp_path)
+    host.join(0, {"max_steps": 10**6, "step_s": 0.01, "eval_steps": 5}, 1, False, "note")
     assert left.wait(20)
     assert read_note(tmp_path / "note") == Note("over", step=ANY, validation=ANY)
     host.pause()

@@ -134,7 +134,8 @@ def test_the_verb_draws_the_study_and_each_trial_and_prints_the_paths(tmp_path: 
     found = CliRunner().invoke(app, ["plot", "s", "--storage", url])
     assert found.exit_code == 0, found.output
     paths = [Path(line) for line in found.stdout.splitlines()]
-    assert [path.name for path in paths] == ["validations.png", "parameters.png", "trial-1.png"]
+    trials = [f"trial-{number}.png" for number in range(3)]
+    assert [path.name for path in paths] == ["validations.png", "parameters.png", *trials]
     assert all(path.read_bytes().startswith(PNG) for path in paths)
     assert paths[0].parent == tmp_path / "runs" / "s" / "plots"
     arguments = ["plot", "s", "--storage", url, "--trial", "1", "--out", str(tmp_path / "out")]

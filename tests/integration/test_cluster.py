@@ -1,23 +1,23 @@
-"""Placement on several nodes with several (simulated) GPUs each, and hosts that outlive proxies."""
+"""Placement on several nodes with several (simulated) GPUs each, and hosts that outlive trials."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayActorError, RayError
+from ray.util.placement_group import placement_group
 
 from hpo.cluster.driver import Driver
-from hpo.cluster.messages import HostSetup
-from hpo.cluster.proxy import WORDS, TrialProxy
+from hpo.cluster.messages import HostSetup, Loss
+from hpo.cluster.place import Place
 from hpo.errors import TrainerError
 from hpo.study import Claim, Study
-from tests.integration.command import hpo, journal, write_study
+from tests.integration.command import hpo, journal, wait_until, write_study
 from tests.integration.ray_cluster import joined_cluster
 from tests.one_worker import make_spec, sqlite, start
 from trainers.protocol import Report
@@ -29,9 +29,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def cluster() -> Iterator[Cluster]:
     with joined_cluster(num_gpus=2, others=[1]) as cluster:
         yield cluster
-
-
-NEW = {"stay": 1, "alone": False, "cpu_host": 0}
 
 
 class Silent:
@@ -90,14 +87,14 @@ def test_cpu_hosts_divide_the_cores_and_the_trials_of_a_node_without_a_gpu(tmp_p
     options = {"max_steps": 20, "step_s": 0.1}
     resources = {"gpu": 0.25, "cpu_hosts": 2}
     write_study(tmp_path, fixed=options, resources=resources, pruner={"type": "none"})
-    result = hpo(tmp_path, "run", "study.yaml", "--trials", "6")
+    result = hpo(tmp_path, "run", "study.yaml", "--trials", "4")
     assert result.code == 0, result.err
     lines = journal(tmp_path)
     hosts = {line["pid"] for line in lines}
     assert len(hosts) == 2
     assert {line["threads"] for line in lines} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
     trials = [{line["trial"] for line in lines if line["pid"] == pid} for pid in hosts]
-    assert sorted(map(len, trials)) == [3, 3]
+    assert sorted(map(len, trials)) == [2, 2]
     assert most_at_once(lines) == 2
 
 
@@ -200,44 +197,77 @@ def test_two_gpus_a_trial_give_the_host_both(tmp_path: Path, cluster: Cluster) -
     assert {line["devices"] for line in journal(tmp_path)} == {"0,1"}
 
 
-def test_a_host_outlives_the_proxy_that_made_it(tmp_path: Path, cluster: Cluster) -> None:
-    setup = HostSetup("tests.fake_trainer:FakeTrainer", {}, str(tmp_path), patience_s=30)
-
-    def config(number: int) -> dict[str, object]:
-        options = {"max_steps": 50, "step_s": 0.05, "journal": str(tmp_path / "journal.jsonl")}
-        return {"number": number, "config": options, "setup": setup, "run_id": "outlives", **NEW}
-
-    proxy = ray.remote(num_gpus=0.25, num_cpus=0)(TrialProxy)
-    first, second = proxy.remote(config(1)), proxy.remote(config(2))
-    for actor in (first, second):
-        assert next_report(actor).step == 1
-    ray.kill(first)
-    assert next_report(second).step == 2
-    ray.get(second.stop.remote())
-    ray.kill(second)
-    assert len({line["pid"] for line in journal(tmp_path)}) == 1
+def placed(tmp_path: Path, run_id: str, number: int, *, node: int = 0, **options: object) -> Place:
+    """Return a trial's place on the first GPU of a node: 0 is the driver's own."""
+    setup = HostSetup("tests.fake_trainer:FakeTrainer", {}, str(tmp_path), patience_s=2)
+    journaled = {"journal": str(tmp_path / "journal.jsonl"), **options}
+    place = Place(placement_group([{"CPU": 0.001}]), {"CPU": 0.001})
+    ours = ray.get_runtime_context().get_node_id()
+    node_ids = sorted((x["NodeID"] for x in ray.nodes()), key=lambda node_id: node_id != ours)
+    place.settle(node_ids[node], "0")
+    place.take(
+        {"number": number, "config": journaled, "setup": setup, "run_id": run_id}
+        | {"stay": 1, "alone": False, "cpu_host": 0}
+    )
+    return place
 
 
-def next_report(proxy: Any) -> Report:
-    """Return a proxy's next report, past its words that it is alive."""
+def next_report(place: Place) -> Report:
+    """Return a trial's next report, past what says that it is alive."""
     while True:
-        news = [word for word in ray.get(proxy.train.remote())[WORDS] if word.is_news]
+        news = [word for word in place.heard(ray.get(place.ask())) if word.is_news]
         if news:
             assert news[0].report is not None
             return news[0].report
 
 
+def test_a_host_outlives_the_trial_that_it_was_made_for(tmp_path: Path, cluster: Cluster) -> None:
+    options = {"max_steps": 50, "step_s": 0.05}
+    first, second = (placed(tmp_path, "outlives", number, **options) for number in (1, 2))
+    for place in (first, second):
+        assert next_report(place).step == 1
+    assert first.shares_host(second)
+    first.leave()
+    assert next_report(second).step == 2
+    second.leave()
+    assert len({line["pid"] for line in journal(tmp_path)}) == 1
+
+
 def test_a_host_that_nobody_calls_leaves(tmp_path: Path, cluster: Cluster) -> None:
-    setup = HostSetup("tests.fake_trainer:FakeTrainer", {}, str(tmp_path), patience_s=2)
-    proxy = ray.remote(num_gpus=0.25, num_cpus=0)(TrialProxy).remote(
-        {"number": 7, "config": {"max_steps": 3}, "setup": setup, "run_id": "leaves", **NEW}
+    next_report(placed(tmp_path, "leaves", 7, max_steps=3))
+    wait_until(lambda: not _hosts("leaves"), "the host has left")
+
+
+@pytest.mark.parametrize("node", [0, 1], ids=["the driver's node", "another node"])
+def test_what_a_dead_host_has_left_is_found_on_its_node(
+    tmp_path: Path, cluster: Cluster, node: int
+) -> None:
+    doomed, beside = (
+        placed(tmp_path, f"dead{node}", number, node=node, max_steps=90, step_s=0.1, **options)
+        for number, options in ((1, {"acts": "crash", "acts_at": 30}), (2, {}))
     )
-    next_report(proxy)
-    ray.kill(proxy)
-    deadline = time.monotonic() + 30
-    while _hosts("leaves"):
-        assert time.monotonic() < deadline, "the host is still there"
-        time.sleep(0.2)
+    assert [next_report(place).step for place in (doomed, beside)] == [1, 1]
+    losses = []
+    for place in (doomed, beside):
+        with pytest.raises(RayActorError) as raised:
+            all(next_report(place).step for _ in range(90))
+        losses.append(place.mourned(ray.get(place.left(raised.value))).loss)
+    for loss in losses:
+        assert loss.is_counted
+        assert "Fatal Python error" in loss.cause
+        assert "in _act" in loss.output
+    assert losses[0].host == losses[1].host
+
+
+def test_a_place_on_a_node_that_is_gone_is_lost(tmp_path: Path, cluster: Cluster) -> None:
+    lost = placed(tmp_path, "gone", 1)
+    lost.settle("a" * 56, "0")
+    with pytest.raises(RayError) as raised:
+        ray.get(lost.ask())
+    with pytest.raises(RayError):
+        ray.get(lost.left(raised.value))
+    assert lost.lost().loss == Loss("its node was lost", False, "a" * 56, True)
+    assert lost.is_lost
 
 
 def _hosts(run_id: str) -> list[str]:

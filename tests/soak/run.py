@@ -16,7 +16,6 @@ PATIENCE_S = 180.0
 VICTIMS: Mapping[str, tuple[str, ...]] = {
     "driver": (),
     "host": ("ray::ModelHost",),
-    "proxy": ("ray::TrialProxy",),
     "raylet": ("raylet",),
     "gcs_server": ("gcs_server",),
 }
@@ -82,13 +81,9 @@ class Run:
         Ray's own agents take a minute longer to notice.
 
         Raises:
-            TooLongError: A host or a proxy lives on.
+            TooLongError: A host lives on.
         """
-
-        def is_still() -> bool:
-            return not self.find("host") and not self.find("proxy")
-
-        wait_until(is_still, "the hosts and proxies end", timeout_s)
+        wait_until(lambda: not self.find("host"), "the hosts end", timeout_s)
 
     def wait_until_alone(self, timeout_s: float) -> list[str]:
         """Wait until nothing that the driver started is left; return what is."""

@@ -1,4 +1,4 @@
-"""The soak: one study, whose driver, hosts, proxies, raylet and GCS are killed in turn, again and again.
+"""The soak: one study, whose driver, hosts, raylet and GCS are killed in turn, again and again.
 
 Between two kills the study must make progress, however little. In the end it is let finish, and what
 is left is held against what was promised, from the database and the disk.
@@ -26,10 +26,7 @@ STUDY = "s"
 MORE_TRIALS = 100
 LINE_BYTES = 85
 MOST_STEPS = 120
-TURN = (
-    "host", "proxy", "driver", "host", "proxy", "raylet", "host", "proxy", "driver", "host", "proxy",
-    "gcs_server",
-)  # fmt: skip
+TURN = ("host", "driver", "host", "raylet", "host", "driver", "host", "gcs_server")
 ENDS_THE_RUN = ("driver", "raylet", "gcs_server")
 FIXED = {"max_steps": 24, "eval_steps": 2, "step_s": 0.03, "overfit": 0.01}
 
