@@ -107,8 +107,15 @@ class Driver:
                 stack.enter_context(self._signals)
             address = self._study.spec.ray_address
             exhausted = None
-            say = self._progress.noted
-            with ray_session(address, self._run_id, self._signals, say, _load_tune) as scratch:
+            session = ray_session(
+                address,
+                self._run_id,
+                self._study.spec.resources.cpu_hosts,
+                self._signals,
+                self._progress.noted,
+                _load_tune,
+            )
+            with session as scratch:
                 self._check_holds_a_trial()
                 if self._study.spec.resources.gpu == AUTO and not self._is_ending():
                     self._gpu = self._measured_share()

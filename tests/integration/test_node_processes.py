@@ -21,7 +21,11 @@ class Asked:
         return True
 
 with Signals() as signals:
-    with ray_session(None, "r", signals, lambda said: None, lambda: None):
+    with ray_session(None, "r", 1, signals, lambda said: None, lambda: None):
+        first = Asked.remote()
+        assert ray.get(first.works.remote())  # in the one that was started early
+        started = [p for p in psutil.Process().children(recursive=True) if "ray::" in p.name()]
+        print("workers", sum("Agent" not in process.name() for process in started))
         assert ray.get(Asked.options(runtime_env={"env_vars": {"A": "1"}}).remote().works.remote())
         for process in psutil.Process().children(recursive=True):
             print(process.name(), *process.cmdline())
@@ -43,3 +47,4 @@ def test_a_run_starts_no_process_of_ray_that_it_never_asks() -> None:
     assert "raylet" in done.stdout
     unasked = re.findall(r"\S*/(?:monitor|log_monitor|dashboard)\.py", done.stdout)
     assert not unasked, done.stdout
+    assert "workers 1\n" in done.stdout
