@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup
 
 from hpo.cluster import last_words
@@ -46,6 +46,9 @@ class Place:
         self._node_id = ""
         self._gpus = ""
         self._lost_pid: int | None = None
+        self._host: Any = None
+        self._pid: int | None = None
+        self._has_left = False
 
     def settle(self, node_id: str, gpus: str) -> None:
         """Note where Ray has put it.
@@ -73,9 +76,7 @@ class Place:
         self._cpu_host = int(config["cpu_host"])
         self._alone = bool(config["alone"])
         self._note = f"{self._run_id}-{self.number}-{self.stay}"
-        self._host: Any = None
-        self._pid: int | None = None
-        self._has_left = False
+        self._forget_host()
         self._false_starts = 0
         self._cause = last_words.DIED
         self._last = Word(waiting=True)
@@ -111,6 +112,14 @@ class Place:
             self._last = words[-1]
         return words
 
+    def unheard(self) -> Word:
+        """Return what is known of a trial whose host cannot be reached just now.
+
+        It joins again, so that a report that was lost on its way is said again.
+        """
+        self._forget_host()
+        return self._last
+
     def left(self, error: Exception) -> Any:
         """Return the future of what is left of the trial where its host has ended."""
         self._failed_with = error
@@ -121,8 +130,9 @@ class Place:
     def mourned(self, left: tuple[Note | None, str, str]) -> Word:
         """Return what became of the trial when its host ended, as far as anyone can tell."""
         note, output, logs = left
+        pid = self._pid
         self.leave()  # it may be alive, and only have failed to answer
-        pid, self._pid, self._host = self._pid, None, None
+        self._forget_host()
         is_old = pid in (None, self._lost_pid)
         self._lost_pid = pid
         if note is None and is_old and self._false_starts < MAX_FALSE_STARTS:
@@ -130,7 +140,7 @@ class Place:
             return self._last
         host = f"{logs}:{pid}"
         cause = self._cause
-        if isinstance(self._failed_with, RayTaskError):
+        if not isinstance(self._failed_with, RayActorError):
             cause = f"its host failed: {str(self._failed_with).strip().splitlines()[-1]}"
         said = last_words.cause_of(note.message if note and note.message else cause, output)
         if note is None or note.state in ("loading", "waiting", "over"):
@@ -150,6 +160,10 @@ class Place:
         return Word(loss=Loss(NODE_LOST, not self._is_waiting, self._node_id, True))
 
     # Its host
+
+    def _forget_host(self) -> None:
+        self._host = self._pid = None
+        self._has_left = False
 
     @property
     def limit_s(self) -> float:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.placement_group import placement_group_table, remove_placement_group
 
 from hpo.cluster.messages import Word
@@ -30,7 +30,7 @@ FIRST_POLL_S = 0.005
 MOST_POLL_S = 0.1
 
 MOURNED_AFTER_S = 1.0
-"""A dead host's name is free when Ray has noticed, too."""
+"""A dead host's name is free when Ray has noticed, too; and a network may be back."""
 
 MOST_PER_LOOK_S = 2.0
 """A driver that was itself away (stopped, asleep, swapped out) blames nobody for that time."""
@@ -285,7 +285,9 @@ class Places:
             )
 
         def failed(error: RayError) -> None:
-            self._later.append((time.monotonic() + MOURNED_AFTER_S, place, partial(mourn, error)))
+            is_away = isinstance(error, ActorUnavailableError)
+            act = partial(mourn, error) if not is_away else lambda: say([place.unheard()])
+            self._later.append((time.monotonic() + MOURNED_AFTER_S, place, act))
 
         self._asked[place.ask()] = _Asked(
             place, lambda answer: say(place.heard(answer)), failed, silent_s=0.0

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from hpo.cluster.host_actor import ModelHostActor
 from hpo.cluster.messages import HostSetup
 
 MAX_CALLS = 1000  # threads of a host that may wait for reports at once
@@ -34,8 +35,6 @@ def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
         run_id: Of the driver's run.
         setup: What the host is made of.
     """
-    from hpo.cluster.host_actor import ModelHostActor  # who imports this needs not all that it does
-
     has_gpu = not device.startswith("cpu")
     # Without an environment of its own it is one of the processes that Ray has started already.
     environment = {"CUDA_VISIBLE_DEVICES": device, **_KEEP_DEVICE} if has_gpu else {}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from hpo.cluster import place as place_module
 from hpo.cluster import places as places_module
@@ -256,7 +256,27 @@ def test_a_name_that_still_belongs_to_a_dying_host_is_tried_again(world: World) 
     for _ in range(2):
         hear(tune)
         assert said(tune, Word(waiting=True))
-    assert [call[0] for call in world.host.calls if call[0] != "leave"] == ["join", "join"]
+    tune.call("stop")
+    assert [call[0] for call in world.host.calls] == ["join", "leave", "join", "leave"]
+
+
+def test_a_host_that_cannot_be_reached_is_joined_again_and_no_loss_is_counted(world: World) -> None:
+    tune = begun(world, 77, [REPORT], ActorUnavailableError("the network", None), 77, [REPORT])
+    for word in (Word(waiting=True), REPORT, Word(waiting=True), Word(waiting=True), REPORT):
+        hear(tune)
+        assert said(tune, word)
+    asked = [call[0] for call in world.host.calls]
+    assert asked == ["join", "next_words", "next_words", "join", "next_words"]
+
+
+def test_why_a_host_could_not_be_made_is_said(world: World) -> None:
+    error = RayError("line one\nno such environment")
+    tune = begun(world, *[error] * 20)
+    while not tune.heard or tune.heard[-1][WORDS][0].loss is None:
+        hear(tune)
+    (word,) = tune.heard[-1][WORDS]
+    assert word.loss.cause == "its host failed: no such environment"
+    assert not word.loss.is_counted
 
 
 def test_a_host_that_does_not_answer_is_killed_once_and_all_its_trials_know_why(
