@@ -47,11 +47,13 @@ def test_a_report_costs_no_more_for_the_steps_before_it(tmp_path: Path) -> None:
     trial_log.append(tmp_path, report(1, range(1, 20_001), "a"), "goes on")
     took = {}
     for size, folder in ((20_000, tmp_path), (0, tmp_path / "fresh")):
-        began = time.perf_counter()
+        each = []
         for index in range(20):
             first = size + 1 + index
+            began = time.perf_counter()
             trial_log.append(folder, report(2 + index, range(first, first + 1), "a"), "goes on")
-        took[size] = time.perf_counter() - began
+            each.append(time.perf_counter() - began)
+        took[size] = min(each)
     assert took[20_000] < 5 * took[0]
 
 
