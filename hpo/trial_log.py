@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trainers.protocol import Report
@@ -90,24 +90,27 @@ def _last_step(path: Path) -> int:
     with contextlib.suppress(OSError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL_BYTES))
-        for text in reversed(file.read().split(b"\n")[:-1]):
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(text)
-                if isinstance(line, dict):
-                    return _number(line, "step")
-    return max((_number(line, "step") for line in _read(path)), default=0)
+        tail = file.read().decode(errors="replace")
+        for line in _whole(reversed(tail.split("\n"))):
+            return _number(line, "step")
+    lines = _read(path)
+    return _number(lines[-1], "step") if lines else 0
 
 
 def _read(path: Path) -> list[dict[str, object]]:
-    lines = []
     with contextlib.suppress(OSError):
         # Not splitlines(): a generated text may hold any of the other line ends.
-        for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(text)
-                if isinstance(line, dict):
-                    lines.append(line)
-    return lines
+        return list(_whole(path.read_text(encoding="utf-8", errors="replace").split("\n")))
+    return []
+
+
+def _whole(texts: Iterable[str]) -> Iterator[dict[str, object]]:
+    """Yield what the lines hold that are not torn."""
+    for text in texts:
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict):
+                yield line
 
 
 def _add(path: Path, lines: Sequence[Line]) -> None:

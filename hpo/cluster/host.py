@@ -291,7 +291,6 @@ class ModelHost:
         seat = self._present.pop(number, None)
         if seat is not None:  # else it never began, or has ended
             seat.joined = False
-            seat.note("over")
             trainer.remove(number)
 
     def _let_go(self, trainer: Trainer, number: int, seat: Seat) -> None:
@@ -313,6 +312,7 @@ class ModelHost:
                 continue
             seat.steps_seen = report.step
             if report.end is not None:  # its memory is for others, whenever the driver hears of it
+                seat.note("over")
                 self._remove(trainer, report.trial)
             self._say(report.trial, seat, Word(report=report))
         for number, seat in self._present.items():
@@ -358,6 +358,7 @@ class ModelHost:
         number = report.trial
         if report.step > seat.steps_seen:
             self._save(trainer, number, seat, report.step, is_validation=False)
+        seat.note("over")
         self._remove(trainer, number)
         reason = report.message or "it makes room for others"
         self._say(number, seat, Word(paused=True, reason=reason))

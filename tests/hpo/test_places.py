@@ -52,7 +52,6 @@ class World:
         self.removed: list[object] = []
         self.killed: list[object] = []
         self.left: Future = Future((None, "", "logs"))
-        self.asked_of_nodes: list[tuple[object, ...]] = []
         for module, name, fake in (
             (places_module, "placement_group_table", self._table),
             (places_module, "remove_placement_group", self.removed.append),
@@ -83,7 +82,6 @@ class World:
         return self.host
 
     def _done_on(self, *args: object) -> Future:
-        self.asked_of_nodes.append(args)
         return Future(self.left.answer)
 
 

@@ -175,5 +175,5 @@ def test_a_proposal_and_a_report_read_no_trial_that_the_driver_knows(
     read = [after - before for before, after in itertools.pairwise(counted)]
     assert max(read) > num_known, "the first five of each statement are planned anew"
     # A connection that is not asked for it may say later what it has read.
-    assert min(read) < num_known
+    assert sorted(read)[3] < num_known
     study.close()
