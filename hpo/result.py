@@ -7,6 +7,7 @@ comes last: without it, the result is being written.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -167,6 +168,7 @@ def config_yaml(config: Mapping[str, object], heading: str) -> str:
     return comment + stream.getvalue()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of what a result depends on."""
     found = {}

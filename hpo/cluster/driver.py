@@ -30,6 +30,9 @@ from hpo.study import Claim, Study
 if TYPE_CHECKING:
     from hpo.cluster.places import Places
 
+IDLE_S = 0.25
+"""So long Tune's loop waits for something to happen before it turns again; by itself, 0.1 s."""
+
 RAY_POLL_S = 2.0
 STOP_POLL_S = 2.0
 SILENCE_POLL_S = 0.5
@@ -188,6 +191,7 @@ class Driver:
     # Tune
 
     def _tune(self, scratch: Path) -> Any:
+        import ray.tune.tune
         from ray import tune
         from ray.air._internal import usage
         from ray.tune.execution import tune_controller
@@ -199,7 +203,7 @@ class Driver:
 
         spec = self._study.spec
         nodes = self._nodes()
-        places = self._places = Places()
+        places = self._places = Places(IDLE_S)
         searcher = StudySearcher(
             self._study,
             self._num_slots,
@@ -208,34 +212,33 @@ class Driver:
             Spread(spec.resources.cpu_hosts),
         )
         scheduler = StudyScheduler(self._study, self._stays, searcher.moves)
-        tuner = tune.Tuner(
-            tune.with_resources(tune.Trainable, request(nodes, self._gpu)),  # see places
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=scheduler,
-                num_samples=-1,
-                reuse_actors=True,
-                trial_name_creator=_name_of,
-                trial_dirname_creator=_name_of,
-            ),
-            run_config=tune.RunConfig(
-                name=spec.study,
-                storage_path=str(scratch),
-                verbose=0,
-                callbacks=[Heart(self._on_turn)],
-                # The host has written a checkpoint before a report left.
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                # What is lost is counted in the database, and comes back as a Tune trial of its own.
-                failure_config=tune.FailureConfig(max_failures=0),
-            ),
-        )
         try:
-            # Ray counts the callbacks of every tracker, and imports each to know it: a second, 80 MiB.
             with (
+                # Ray counts the trackers, and imports each to know it: a second, 80 MiB.
                 replaced(usage, "tag_callbacks", lambda callbacks: False),
                 replaced(tune_controller, "RayActorManager", lambda resource_manager: places),
+                # Tune writes its state all the time, and reads it at the end: nobody asks for it.
+                replaced(tune_controller.TuneController, "checkpoint", lambda self, **how: None),
+                replaced(ray.tune.tune, "ExperimentAnalysis", lambda **what: None),
             ):
-                tuner.fit()
+                tune.run(
+                    tune.Trainable,  # see places
+                    resources_per_trial=request(nodes, self._gpu),
+                    search_alg=searcher,
+                    scheduler=scheduler,
+                    num_samples=-1,
+                    reuse_actors=True,
+                    trial_name_creator=_name_of,
+                    trial_dirname_creator=_name_of,
+                    name=spec.study,
+                    storage_path=str(scratch),
+                    verbose=0,
+                    callbacks=[Heart(self._on_turn)],
+                    # The host has written a checkpoint before a report left.
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    # What is lost is counted in the database, and comes back as a Tune trial of its own.
+                    max_failures=0,
+                )
         except Exception:
             if scheduler.error is not None:  # Tune wraps it in a text of its own
                 raise scheduler.error from None

@@ -74,8 +74,13 @@ class _Asked:
 class Places:
     """Takes the place of Tune's own manager of actors, for which it has no option."""
 
-    def __init__(self) -> None:
-        """Hold none."""
+    def __init__(self, wait_s: float | None = None) -> None:
+        """Hold none.
+
+        Args:
+            wait_s: How long at most for something to happen; None: as Tune says.
+        """
+        self._wait_s = wait_s
         self._pending: dict[_TunesPlace, Mapping[str, Any]] = {}  # with their first trial
         self._unplaced: set[_TunesPlace] = set()  # pending, and Ray has no room for them yet
         self._live_actors_to_ray_actors_resources: dict[_TunesPlace, tuple[None, None]] = {}
@@ -186,7 +191,7 @@ class Places:
         for place in (*self._pending, *self._live_actors_to_ray_actors_resources):
             self.remove_actor(place)
 
-    def next(self, timeout: float | None = None) -> bool:
+    def next(self, timeout: float = MOST_POLL_S) -> bool:
         """Wait for one thing to happen, and act on it; return whether one has."""
         for place in list(self._unplaced):
             self._look_for(place)
@@ -199,7 +204,7 @@ class Places:
             _, _, act = self._later.popleft()
             act()
             return True
-        wait_s = MOST_POLL_S if timeout is None else timeout
+        wait_s = timeout if self._wait_s is None else self._wait_s
         if self._unplaced:
             wait_s = min(wait_s, self._poll_s)
             self._poll_s = min(2 * self._poll_s, MOST_POLL_S)

@@ -10,6 +10,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from hpo.cluster.host_actor import ModelHostActor
 from hpo.cluster.messages import HostSetup
 
+_HOST = ray.remote(ModelHostActor)  # Ray makes a class of it, a millisecond's work: once
+
 MAX_CALLS = 1000  # threads of a host that may wait for reports at once
 
 # Ray hides every GPU from an actor that asks for none; the host's are named by the driver.
@@ -38,18 +40,14 @@ def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
     has_gpu = not device.startswith("cpu")
     # Without an environment of its own it is one of the processes that Ray has started already.
     environment = {"CUDA_VISIBLE_DEVICES": device, **_KEEP_DEVICE} if has_gpu else {}
-    return (
-        ray.remote(ModelHostActor)
-        .options(
-            name=host_name(run_id, node_id, device),
-            get_if_exists=True,
-            lifetime="detached",
-            num_cpus=0,
-            num_gpus=0,
-            max_concurrency=MAX_CALLS,
-            # Outside the trials' placement groups: in one, the host would die with it.
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-            runtime_env={"env_vars": environment} if environment else None,
-        )
-        .remote(setup, has_gpu)
-    )
+    return _HOST.options(
+        name=host_name(run_id, node_id, device),
+        get_if_exists=True,
+        lifetime="detached",
+        num_cpus=0,
+        num_gpus=0,
+        max_concurrency=MAX_CALLS,
+        # Outside the trials' placement groups: in one, the host would die with it.
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        runtime_env={"env_vars": environment} if environment else None,
+    ).remote(setup, has_gpu)
