@@ -17,7 +17,7 @@ import filelock
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from hpo.errors import NoDatabaseError, StorageError, StudyError
 from hpo.storage.database_faults import UNREADABLE, Patience, damaged, opens_later, storage_error
@@ -178,7 +178,9 @@ class Database:
     def _engine_options(self) -> dict[str, Any]:
         if self.is_sqlite:
             return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-        return {"connect_args": SERVER_OPTIONS}  # no ping before each act: a cut one is repeated
+        # No ping before each act: a cut one is repeated. What the server has prepared is known to one
+        # connection, so the newest is taken, and forgotten by psycopg with any transaction rolled back.
+        return {"connect_args": SERVER_OPTIONS, "pool_use_lifo": True}
 
     def _check_schema(self) -> None:
         METADATA.create_all(self.engine)
@@ -220,7 +222,9 @@ class Database:
                     connection.exec_driver_sql("BEGIN")
                 else:
                     connection.execution_options(isolation_level="REPEATABLE READ")
-                return act(connection)
+                found = act(connection)
+                connection.commit()  # not a rollback: see _engine_options
+                return found
 
         return self.guarded(once)
 
@@ -285,8 +289,8 @@ class Database:
         try:
             yield Turn(connection)
         finally:
-            with contextlib.suppress(DBAPIError):  # a lost connection has lost its lock too
-                connection.rollback()
+            with contextlib.suppress(SQLAlchemyError):  # a lost connection has lost its lock too
+                connection.commit()  # not a rollback: see _engine_options
             connection.close()
 
     def _held(self, lock: Lock, study_id: int, silence_s: float) -> sa.Connection | None:
