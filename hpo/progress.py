@@ -10,7 +10,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpo import trial_log
 from hpo.lookup import find_trainer, option_defaults
 from hpo.studies import TrialRecord
 from hpo.study import Claim, Study
@@ -81,15 +80,11 @@ class RunProgress:
             text += f" ({trial.message.strip().splitlines()[-1]})"
         self._line(text)
 
-    def lost(self, number: int, cause: str, output: str, over: bool) -> None:
-        """Tell of a trial whose process or node was lost, and keep what it wrote in the trial's log."""
-        trial = self._study.trial(number)
-        folder = self._study.store.trial_folder(number)
-        trial_log.append_loss(folder, trial.step, cause, output)
-        self._study.store.push(number)
+    def lost(self, number: int, cause: str, over: bool) -> None:
+        """Tell of a trial whose process or node was lost."""
         most, count = self._study.spec.max_failures, self._study.num_losses(number)
         if over:
-            self._tell(trial)
+            self._tell(self._study.trial(number))
             after = f"lost {count} times, 'max_failures: {most}' allows {most} -> failed"
         else:
             after = f"goes on from its newest checkpoint (loss {count} of {most})"

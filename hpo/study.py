@@ -276,8 +276,13 @@ class Study:
         """Tell that a trial could not be trained."""
         self._end(number, "failed", message)
 
-    def lose(self, number: int, cause: str) -> bool:
-        """Count that a trial's process or node was lost or stalled; it is no fault of its config.
+    def lose(self, number: int, cause: str, output: str = "") -> bool:
+        """Count and log that a trial's process or node was lost or stalled; its config is not at fault.
+
+        Args:
+            number: Of the trial.
+            cause: In a few words.
+            output: The end of what that process wrote.
 
         Returns:
             Whether it goes on from its checkpoint; else it was told as failed: too often.
@@ -288,6 +293,10 @@ class Study:
         losses = [*self._trials[number].system_attrs.get(LOSSES, []), cause]
         self._rows.note_losses(self._trials.id_of(number), self._epoch(number), losses)
         self._trials[number].system_attrs[LOSSES] = losses
+        trial_log.append_loss(
+            self.store.trial_folder(number), self.trial(number).step, cause, output
+        )
+        self.store.push(number)
         if len(losses) <= self.spec.max_failures:
             return True
         said = "; ".join(f"{losses.count(loss)} x {loss}" for loss in dict.fromkeys(losses))

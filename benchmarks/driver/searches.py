@@ -78,9 +78,9 @@ class _Watch:
         """Note the moment."""
         self.reported_at.append(time.time())
 
-    def lost(self, number: int, cause: str, output: str, over: bool) -> None:
+    def lost(self, number: int, cause: str, over: bool) -> None:
         """Fail: nothing is killed here."""
-        raise AssertionError(f"trial {number} was lost: {cause}\n{output}")
+        raise AssertionError(f"trial {number} was lost: {cause}")
 
     def noted(self, message: str) -> None:
         """Ignore it."""

@@ -115,7 +115,7 @@ class StudyScheduler(FIFOScheduler):
 
     def _lose(self, number: int, loss: Loss) -> None:
         """Count a loss, and hand the trial back unless that was one too many."""
-        goes_on = not loss.is_counted or self._study.lose(number, loss.cause)
+        goes_on = not loss.is_counted or self._study.lose(number, loss.cause, loss.output)
         if goes_on:
             self._study.release(number)
         self._listener.on_loss(number, loss, goes_on)

@@ -24,13 +24,12 @@ class Progress(Protocol):
     def reported(self, number: int, report: Report, over: bool) -> None:
         """A report is stored; ``over`` if it was the trial's last."""
 
-    def lost(self, number: int, cause: str, output: str, over: bool) -> None:
+    def lost(self, number: int, cause: str, over: bool) -> None:
         """A trial's process or node was lost; ``over`` if that was once too often.
 
         Args:
             number: Of the trial.
             cause: In a few words.
-            output: The end of what its host's process wrote.
             over: It is told as failed.
         """
 
@@ -124,7 +123,7 @@ class Stays:
                 )
         if not loss.is_counted:
             return
-        self._progress.lost(number, loss.cause, loss.output, not goes_on)
+        self._progress.lost(number, loss.cause, not goes_on)
         if not goes_on:
             self._lost_in_a_row += 1
             if self._lost_in_a_row >= self._study.spec.max_identical_errors:

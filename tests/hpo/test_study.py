@@ -174,6 +174,18 @@ class TestKills:
             ("validation", end or "pruned"),
         ]
 
+    def test_the_log_of_a_trial_has_its_last_loss_before_its_end_is_stored(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        record = start(make_spec(tmp_path, max_failures=0), sqlite(tmp_path))
+        study = Study(record, 1)
+        number = study.next_trial().number
+        monkeypatch.setattr(study._rows, "end", _killed)
+        with pytest.raises(_Killed):
+            study.lose(number, "killed by SIGSEGV", "Fatal Python error")
+        (line,) = trial_log.read(study.store.trial_folder(number))
+        assert (line["cause"], line["output"]) == ("killed by SIGSEGV", "Fatal Python error")
+
     def test_a_verdict_that_was_not_told_is_told_on_adoption(self, tmp_path: Path) -> None:
         spec = make_spec(tmp_path)
         record = start(spec, sqlite(tmp_path))

@@ -37,7 +37,7 @@ class Heard(Listening):
         super().__init__()
         self.losses: list[tuple[int, str, bool]] = []
 
-    def lost(self, number: int, cause: str, output: str, over: bool) -> None:
+    def lost(self, number: int, cause: str, over: bool) -> None:
         self.losses.append((number, cause, over))
 
 
