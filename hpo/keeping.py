@@ -1,4 +1,4 @@
-"""Which checkpoints a study keeps, and its best result on the disk; told by the study.
+"""Which checkpoints a study keeps on the disk; told by the study.
 
 A running trial keeps its best, its latest and the one before; of the finished ones the best few keep
 theirs. A ranking only ever pushes a trial down, so what cannot win now can never win again.
@@ -6,27 +6,20 @@ theirs. A ranking only ever pushes a trial down, so what cannot win now can neve
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 
 from hpo.checkpoints import CheckpointStore
-from hpo.errors import CheckpointError
-from hpo.result import write_best
-from hpo.spec import StudySpec
 from hpo.studies import TrialRecord
-
-log = logging.getLogger(__name__)
 
 LEFTOVER_AGE_S = 60.0
 """Unfinished checkpoints that old are a dead writer's; a younger one may still be written."""
 
 
 class Keeper:
-    """The files of one study."""
+    """The checkpoints of one study."""
 
-    def __init__(self, store: CheckpointStore, spec: StudySpec) -> None:
+    def __init__(self, store: CheckpointStore) -> None:
         self._store = store
-        self._spec = spec
         self._kept: dict[int, int] = {}
 
     def thin_out(self, trial: TrialRecord) -> None:
@@ -63,14 +56,3 @@ class Keeper:
                 if steps or self._store.is_local:  # at a URL each look is a request
                     self._store.sweep(number, LEFTOVER_AGE_S)
         self._kept = dict(winners)
-
-    def write_best(self, trial: TrialRecord) -> bool:
-        """Bring `best/` up to a trial; return False if its checkpoint is torn."""
-        assert trial.best_step is not None
-        try:
-            checkpoint = self._store.at_step(trial.number, trial.best_step)
-        except CheckpointError as error:
-            log.warning("trial %d cannot be handed over: %s", trial.number, error)
-            return False
-        write_best(self._store, self._spec, trial, checkpoint)
-        return True

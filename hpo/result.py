@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -29,27 +30,37 @@ from hpo.store.remote import RemoteShelf
 from hpo.studies import TrialRecord
 from trainers.protocol import ADAPTER_FOLDER
 
+log = logging.getLogger(__name__)
+
 BEST = "best"
 CONFIG_FILE = "config.yaml"
 TRIAL_FILE = "trial.json"
 PACKAGES = ("hpo", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "optuna", "ray")
 
 
-def write_best(
-    store: CheckpointStore, spec: StudySpec, trial: TrialRecord, checkpoint: Checkpoint
-) -> None:
-    """Make ``best/`` of a study's store hold this trial's result, unless it does already.
+def write_best(store: CheckpointStore, spec: StudySpec, trial: TrialRecord) -> bool:
+    """Make ``best/`` of a study's store hold this trial's result.
 
     Holds ``adapter/``, ``config.yaml`` (for `hpo train`) and ``trial.json`` (history, versions and
-    seeds). To be called by one process at a time: what it finds half written is of a dead one.
+    seeds). If it does already, the checkpoint is not read: it may be large, and far away. To be called
+    by one process at a time: what it finds half written is of a dead one.
+
+    Returns:
+        Whether it holds it now; else the trial's checkpoint is torn.
 
     Raises:
         CheckpointError: It cannot be written.
     """
-    wanted = {"study": spec.study, "number": trial.number, "step": checkpoint.step}
+    assert trial.best_step is not None
+    wanted = {"study": spec.study, "number": trial.number, "step": trial.best_step}
     present = read_best(store)
     try:
         if {key: present.get(key) for key in wanted} != wanted:
+            try:
+                checkpoint = store.at_step(trial.number, trial.best_step)
+            except CheckpointError as error:
+                log.warning("trial %d cannot be handed over: %s", trial.number, error)
+                return False
             if isinstance(store.shelf, LocalShelf):
                 write_result(store.shelf.root / BEST, spec, trial, checkpoint)
             else:
@@ -58,6 +69,7 @@ def write_best(
             for name in os.listdir(store.shelf.root):
                 if name.startswith(f".{BEST}."):  # of a killed driver
                     shutil.rmtree(store.shelf.root / name, ignore_errors=True)
+        return True
     except OSError as error:
         raise CheckpointError(
             f"cannot write {store.shown(BEST)}: {error.strerror or error}. Free space there or mend its "

@@ -26,6 +26,7 @@ from hpo.errors import CheckpointError, ExhaustedError, LeaseLostError
 from hpo.keeping import LEFTOVER_AGE_S, Keeper
 from hpo.known_trials import KnownTrials
 from hpo.proposals import Proposer
+from hpo.result import write_best
 from hpo.storage.attributes import CONFIG, CONSTRAINTS, END, INFEASIBLE, LOSSES, REPORT
 from hpo.storage.database import Lock, Turn, shown
 from hpo.storage.row_shapes import readable
@@ -83,7 +84,7 @@ class Study:
         self.store = CheckpointStore.of_study(self.spec.output_dir, self.spec.study)
         self.store.check()
         self.folder = self.store.work
-        self._keeper = Keeper(self.store, self.spec)
+        self._keeper = Keeper(self.store)
         self._lock = record.database.driver_lock(record.name)
         self.owner = f"{os.uname().nodename[:20]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._rows = Rows(record.database, record.study_id, self.owner, self.spec.lease_s)
@@ -378,7 +379,7 @@ class Study:
                 self._see_other_drivers()
                 leaders = self._trials.leaders(self.spec.keep_checkpoints)
                 try:
-                    any(self._keeper.write_best(trial) for trial in leaders)
+                    any(write_best(self.store, self.spec, trial) for trial in leaders)
                 except CheckpointError:
                     if turn.lasts():
                         raise

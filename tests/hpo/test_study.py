@@ -356,6 +356,17 @@ class TestEnds:
         best = json.loads((study.folder / "best" / "trial.json").read_text())
         assert (best["number"], best["step"], best["value"]) == (0, 2, 0.2)
 
+    def test_the_result_stands_though_its_checkpoint_is_torn_later(self, tmp_path: Path) -> None:
+        study = self.claimed(tmp_path, pruner={"type": "none"})
+        for number, loss in ((0, 0.1), (1, 0.9)):
+            study.store.write(number, 1, [], True, _save)
+            study.report(number, Report(number, 1, 1, {"eval_loss": loss}, end="finished"))
+            if number == 0:
+                (study.folder / "0" / "1" / "adapter" / "x.json").write_text("torn")
+                study.next_trial()
+        best = json.loads((study.folder / "best" / "trial.json").read_text())
+        assert best["number"] == 0
+
     def test_maximize_takes_the_largest(self, tmp_path: Path) -> None:
         study = self.claimed(tmp_path, metric="score", direction="maximize")
         for index, score in enumerate([0.5, 0.9, 0.2], start=1):
