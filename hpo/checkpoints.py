@@ -238,13 +238,16 @@ class CheckpointStore:
     # Deleting
 
     def delete(self, trial: int, keep: Collection[int] = ()) -> None:
-        """Delete a trial's checkpoints but those of some steps; its log stays.
+        """Delete a trial's checkpoints but those of some steps; its log stays."""
+        self.remove(trial, set(self.steps(trial)).difference(keep))
+
+    def remove(self, trial: int, steps: Collection[int]) -> None:
+        """Delete checkpoints that are there.
 
         They are out of sight at once, and a crash leaves no torn one behind.
         """
-        for step in self.steps(trial):
-            if step not in keep:
-                self._shelf.remove(trial, step)
+        for step in sorted(steps):
+            self._shelf.remove(trial, step)
 
     def finish_deleting(self) -> None:
         """Wait until the bytes of what was deleted are free."""

@@ -30,8 +30,7 @@ class Keeper:
         steps = self._store.steps(trial.number)
         filed = [step for step in steps if step <= trial.step]
         keep = {step for step in steps if step > trial.step} | {*filed[-2:], trial.best_step}
-        if not keep.issuperset(steps):
-            self._store.delete(trial.number, {step for step in steps if step in keep})
+        self._store.remove(trial.number, set(steps) - keep)
 
     def sweep_trial(self, number: int, winners: Mapping[int, int]) -> None:
         """Delete what cannot win any more since a trial has ended: of it, or of whom it pushed out.
@@ -51,8 +50,7 @@ class Keeper:
         for number, steps in self._store.listing().items():
             if is_over(number):
                 keep = {winners[number]} if number in winners else set()
-                if not keep.issuperset(steps):
-                    self._store.delete(number, keep)
+                self._store.remove(number, set(steps) - keep)
                 if steps or self._store.is_local:  # at a URL each look is a request
                     self._store.sweep(number, LEFTOVER_AGE_S)
         self._kept = dict(winners)
