@@ -54,27 +54,28 @@ def write_best(store: CheckpointStore, spec: StudySpec, trial: TrialRecord) -> b
     assert trial.best_step is not None
     wanted = {"study": spec.study, "number": trial.number, "step": trial.best_step}
     present = read_best(store)
+    checkpoint = None
+    if {key: present.get(key) for key in wanted} != wanted:
+        try:
+            checkpoint = store.at_step(trial.number, trial.best_step)
+        except CheckpointError as error:
+            log.warning("trial %d cannot be handed over: %s", trial.number, error)
+            return False
     try:
-        if {key: present.get(key) for key in wanted} != wanted:
-            try:
-                checkpoint = store.at_step(trial.number, trial.best_step)
-            except CheckpointError as error:
-                log.warning("trial %d cannot be handed over: %s", trial.number, error)
-                return False
-            if isinstance(store.shelf, LocalShelf):
-                write_result(store.shelf.root / BEST, spec, trial, checkpoint)
-            else:
-                _upload(store.shelf, spec, trial, checkpoint)
         if isinstance(store.shelf, LocalShelf):
+            if checkpoint is not None:
+                write_result(store.shelf.root / BEST, spec, trial, checkpoint)
             for name in os.listdir(store.shelf.root):
                 if name.startswith(f".{BEST}."):  # of a killed driver
                     shutil.rmtree(store.shelf.root / name, ignore_errors=True)
-        return True
+        elif checkpoint is not None:
+            _upload(store.shelf, spec, trial, checkpoint)
     except OSError as error:
         raise CheckpointError(
             f"cannot write {store.shown(BEST)}: {error.strerror or error}. Free space there or mend its "
             f"permissions, then type `hpo resume {spec.study}`: it writes the result anew."
         ) from error
+    return True
 
 
 def read_best(store: CheckpointStore) -> Mapping[str, object]:

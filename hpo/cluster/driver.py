@@ -234,8 +234,6 @@ class Driver:
                     storage_path=str(scratch),
                     verbose=0,
                     callbacks=[Heart(self._on_turn)],
-                    # The host has written a checkpoint before a report left.
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     # What is lost is counted in the database, and comes back as a Tune trial of its own.
                     max_failures=0,
                 )
