@@ -11,7 +11,6 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from hpo.errors import SpecError
-from search_spaces.problems import did_you_mean
 from trainers.protocol import Trainer, TrainerOptions
 
 TRAINER_GROUP = "hpo.trainers"
@@ -32,6 +31,8 @@ def find(kind: str, name: str, known: Mapping[str, str]) -> object:
     if not path:
         raise SpecError(f"the {kind} {name!r} cannot be used here, inside another {kind}.")
     if ":" not in path and "." not in path:
+        from search_spaces.problems import did_you_mean  # with Optuna, which no host needs
+
         raise SpecError(
             f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}. "
             f"For your own give a dotted path, as in 'my_package.module:MyClass'."

@@ -14,9 +14,6 @@ _HOST = ray.remote(ModelHostActor)  # Ray makes a class of it, a millisecond's w
 
 MAX_CALLS = 1000  # threads of a host that may wait for reports at once
 
-# Ray hides every GPU from an actor that asks for none; the host's are named by the driver.
-_KEEP_DEVICE = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
 
 def cpu(number: int) -> str:
     """Return the name of what one host of a node without a GPU computes on: a part of its cores."""
@@ -37,9 +34,7 @@ def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
         run_id: Of the driver's run.
         setup: What the host is made of.
     """
-    has_gpu = not device.startswith("cpu")
-    # Without an environment of its own it is one of the processes that Ray has started already.
-    environment = {"CUDA_VISIBLE_DEVICES": device, **_KEEP_DEVICE} if has_gpu else {}
+    gpus = None if device.startswith("cpu") else device
     return _HOST.options(
         name=host_name(run_id, node_id, device),
         get_if_exists=True,
@@ -49,5 +44,4 @@ def host_on(node_id: str, device: str, run_id: str, setup: HostSetup) -> Any:
         max_concurrency=MAX_CALLS,
         # Outside the trials' placement groups: in one, the host would die with it.
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        runtime_env={"env_vars": environment} if environment else None,
-    ).remote(setup, has_gpu)
+    ).remote(setup, gpus)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +105,16 @@ def make_host(tmp_path: Path) -> Iterator[MakeHost]:
     yield make
     for driven in made:
         driven.host.pause()  # its thread trains on otherwise
+
+
+def test_a_host_that_has_found_its_trainer_has_loaded_no_optuna() -> None:
+    code = (
+        "import sys; from hpo.cluster.host_actor import ModelHostActor;"
+        "from hpo.lookup import find_trainer; find_trainer('lora');"
+        "print([m for m in ('optuna', 'sqlalchemy', 'search_spaces') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_what_does_not_fit_waits_and_joins_when_one_has_ended(make_host: MakeHost) -> None:
