@@ -11,6 +11,8 @@ import os
 import sys
 import warnings
 
+from hpo.loading import to_stay
+
 INTERRUPTED = 130
 
 
@@ -24,9 +26,10 @@ def main() -> None:
     ours.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("hpo").addHandler(ours)
 
-    from hpo.cli.app import app
-    from hpo.cli.console import stderr
-    from hpo.errors import HpoError
+    with to_stay():
+        from hpo.cli.app import app
+        from hpo.cli.console import stderr
+        from hpo.errors import HpoError
 
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

@@ -23,6 +23,7 @@ from hpo.cluster.signals import Signals
 from hpo.cluster.slots import Node, nodes_of, num_slots, request
 from hpo.cluster.spread import Spread
 from hpo.cluster.stays import Progress, Stays
+from hpo.cluster.tune_start import load_tune
 from hpo.errors import HpoError, LeaseLostError, StudyError, TrainerError
 from hpo.spec import AUTO
 from hpo.study import Claim, Study
@@ -110,14 +111,7 @@ class Driver:
                 stack.enter_context(self._signals)
             address = self._study.spec.ray_address
             exhausted = None
-            session = ray_session(
-                address,
-                self._run_id,
-                self._study.spec.resources.cpu_hosts,
-                self._signals,
-                self._progress.noted,
-                _load_tune,
-            )
+            session = ray_session(address, self._run_id, self._signals, self._progress.noted)
             with session as scratch:
                 self._check_holds_a_trial()
                 if self._study.spec.resources.gpu == AUTO and not self._is_ending():
@@ -161,7 +155,7 @@ class Driver:
         return find_share(spec, self._setup(), self._nodes(), say, self._is_ending)
 
     def _begin_to_load(self) -> None:
-        """Let the model load while Tune starts, where it is known who will ask for it.
+        """Let the model load while Tune is loaded, where it is known who will ask for it.
 
         On this machine without a GPU all hosts are used. With GPUs Ray chooses which one is used first.
         """
@@ -191,6 +185,7 @@ class Driver:
     # Tune
 
     def _tune(self, scratch: Path) -> Any:
+        load_tune()
         import ray.tune.tune
         from ray import tune
         from ray.air._internal import usage
@@ -343,14 +338,6 @@ class Driver:
                 self._study.release(number)
             except LeaseLostError:
                 self._study.drop(number)
-
-
-def _load_tune() -> None:
-    """Import what takes half a second and is needed once Ray runs."""
-    import hpo.cluster.heart
-    import hpo.cluster.places
-    import hpo.cluster.scheduler
-    import hpo.cluster.searcher  # noqa: F401
 
 
 def _name_of(trial: Any) -> str:

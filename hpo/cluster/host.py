@@ -8,7 +8,6 @@ its trainer hangs. A trial that does not fit beside those on the device waits he
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import threading
@@ -25,6 +24,7 @@ from hpo.cluster.messages import HostSetup, Word
 from hpo.cluster.pulse import Pulse, where_is
 from hpo.cluster.seats import Seat
 from hpo.errors import HpoError
+from hpo.loading import to_stay
 from hpo.lookup import find_trainer
 from trainers.protocol import EndReason, Report, Trainer
 
@@ -207,12 +207,8 @@ class ModelHost:
 
     def _make_trainer(self) -> Trainer:
         sys.path += [folder for folder in self._setup.import_path if folder not in sys.path]
-        gc.disable()  # imports make objects to stay: to look through them takes a fifth of the time
-        try:
+        with to_stay():
             return find_trainer(self._setup.trainer)(self._setup.fixed, self._device)
-        finally:
-            gc.freeze()
-            gc.enable()
 
     def _serve(self, trainer: Trainer) -> None:
         """Carry out what was asked, and wait while there is nothing to train."""

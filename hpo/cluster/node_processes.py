@@ -3,9 +3,9 @@
 That are the one that adds machines to a cluster, the dashboard's server (without the dashboard it only
 counts Ray's users), and the one that shows the workers' output to the driver, which we read from its
 files. The two agents of the node: one serves the dashboard, one makes the environments of their own that
-our actors do not ask for. And all but so many of the workers that Ray starts early, one for each core:
-only hosts use one. Each takes two thirds of a second of a processor while a run starts, and 50 MiB as
-long as it lasts. Ray has options for none of this in ``ray.init``. Seen in Ray 2.60,
+our actors do not ask for. And the workers that Ray starts early, one for each core: only hosts use one,
+and ``ray.init`` would wait for them. Each takes two thirds of a second of a processor while a run starts,
+and 50 MiB as long as it lasts. Ray has options for none of this in ``ray.init``. Seen in Ray 2.60,
 ``Node.start_head_processes``, ``services.start_raylet``, and for the agents ``DashboardAgent.__init__``.
 """
 
@@ -21,12 +21,15 @@ from ray._private.node import Node
 
 from hpo.cluster.replaced import replaced
 
-EARLY_WORKERS = "--num_prestart_python_workers"
 UNASKED = ("start_monitor", "start_api_server", "start_log_monitor")
 
-AGENTS = ("--dashboard_agent_command", "--runtime_env_agent_command")
-IN_THEIR_PLACE = "cat"
-"""The raylet insists on agents that live as long as itself. Their standard input ends with it."""
+INSTEAD = {
+    "--num_prestart_python_workers": "0",
+    # The raylet insists on agents that live as long as itself. Their standard input ends with it.
+    "--dashboard_agent_command": "cat",
+    "--runtime_env_agent_command": "cat",
+}
+"""What the raylet is started with."""
 
 _RAYLET: Any = _raylet  # it has no types for these
 AGENTS_PORTS = (
@@ -40,12 +43,11 @@ NOT_IN_USE = -1
 
 
 @contextlib.contextmanager
-def only_what_is_asked(wanted: bool, num_workers: int) -> Iterator[None]:
-    """Within this, ``ray.init`` starts no process but those that hold and run actors.
+def only_what_is_asked(wanted: bool) -> Iterator[None]:
+    """Within this, ``ray.init`` starts no process but those that hold actors.
 
     Args:
         wanted: False for a cluster that is joined, of which nothing is ours.
-        num_workers: That are started early.
     """
     with contextlib.ExitStack() as left_out:
         if wanted:
@@ -54,22 +56,21 @@ def only_what_is_asked(wanted: bool, num_workers: int) -> Iterator[None]:
             popen = services.ConsolePopen
 
             def popen_with_little(command: Sequence[str], *args: Any, **options: Any) -> Any:
-                return popen(_with_little(command, num_workers), *args, **options)
+                return popen(_with_little(command), *args, **options)
 
             left_out.enter_context(replaced(services, "ConsolePopen", popen_with_little))
         yield
 
 
-def _with_little(command: Sequence[str], num_workers: int) -> Sequence[str]:
-    """Return a command; if it is the raylet's, so that it starts few workers and no agents."""
-    instead = {EARLY_WORKERS: str(num_workers), **dict.fromkeys(AGENTS, IN_THEIR_PLACE)}
+def _with_little(command: Sequence[str]) -> Sequence[str]:
+    """Return a command; if it is the raylet's, so that it starts no workers and no agents by itself."""
     parts = [part.partition("=") for part in command]
     given = {name: value for name, _, value in parts}
-    if not given.keys() >= instead.keys():
+    if not given.keys() >= INSTEAD.keys():
         return command
     for port in AGENTS_PORTS:  # the raylet waits until it knows them
         _RAYLET.persist_port(given["--session_dir"], given["--node_id"], port, NOT_IN_USE)
-    return [f"{name}{between}{instead.get(name, value)}" for name, between, value in parts]
+    return [f"{name}{between}{INSTEAD.get(name, value)}" for name, between, value in parts]
 
 
 def _start_nothing(node: Node, **arguments: object) -> None:

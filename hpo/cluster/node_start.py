@@ -1,15 +1,14 @@
 """Notices at once that the node which a run starts has joined its Ray.
 
-``ray.init`` looks for its node once a second, and most of what it waits for is done by other processes:
-time in which this one can load what it needs next. Seen in Ray 2.60, ``GlobalStateAccessor``; can go when
-that waits for the node instead of looking.
+``ray.init`` looks for its node once a second. Seen in Ray 2.60, ``GlobalStateAccessor``; can go when that
+waits for the node instead of looking.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ray._private import services
@@ -23,16 +22,11 @@ GIVE_UP_S = 10.0
 
 
 @contextlib.contextmanager
-def noticed_at_once(meanwhile: Callable[[], None]) -> Iterator[None]:
-    """Within this, ``ray.init`` returns as soon as the node that it starts is there.
-
-    Args:
-        meanwhile: Called while other processes start.
-    """
+def noticed_at_once() -> Iterator[None]:
+    """Within this, ``ray.init`` returns as soon as the node that it starts is there."""
     get_node = services.get_node
 
     def get_node_soon(gcs_address: str, node_id: str) -> Any:
-        meanwhile()
         state = GlobalState()
         state._initialize_global_state(services._get_gcs_client_options(gcs_address))
         give_up_at = time.monotonic() + GIVE_UP_S

@@ -44,7 +44,9 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # said by us, in a line each
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # Ray starts some early: hosts take them
+    # Its parts try to reach each other once a second: one start in six took that longer.
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
     "RAY_worker_niceness": "0",  # at Ray's 15 every other process keeps a host from its cores
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
@@ -54,10 +56,8 @@ _ENVIRONMENT = {
 def ray_session(
     address: str | None,
     run_id: str,
-    num_hosts: int,
     signals: Signals,
     say: Callable[[str], None],
-    meanwhile: Callable[[], None],
 ) -> Iterator[Path]:
     """Connect to Ray, and in the end leave no process and no file of this run behind.
 
@@ -65,10 +65,8 @@ def ray_session(
         address: Of a running cluster; None: start one here. One that this process has joined already
             is used as it is.
         run_id: Part of the names of this run's hosts.
-        num_hosts: That a Ray of our own shall have a process ready for.
         signals: Those that have come while Ray starts are not lost.
         say: Told in one line what is done.
-        meanwhile: Called while a Ray of our own starts.
 
     Yields:
         A folder for what nobody reads afterwards.
@@ -92,7 +90,7 @@ def ray_session(
         _hush(ray._private.worker)
         if started:
             say(f"joining the Ray cluster {address}" if address else "starting Ray on this machine")
-            folder = _start(address, num_hosts, signals, meanwhile)
+            folder = _start(address, signals)
         scratch = _scratch(folder)
         yield scratch
     except Exception:
@@ -126,9 +124,7 @@ def host_handles(run_id: str) -> list[Any]:
     return handles
 
 
-def _start(
-    address: str | None, num_hosts: int, signals: Signals, meanwhile: Callable[[], None]
-) -> Path | None:
+def _start(address: str | None, signals: Signals) -> Path | None:
     """Connect; return the session's folder if it is our own."""
     import ray
 
@@ -154,8 +150,7 @@ def _start(
     ):
         try:
             is_ours = address is None
-            few = only_what_is_asked(is_ours, num_hosts)
-            with on_loopback(is_ours), few, noticed_at_once(meanwhile):
+            with on_loopback(is_ours), only_what_is_asked(is_ours), noticed_at_once():
                 context = ray.init(
                     address=address or "local",
                     namespace=NAMESPACE,

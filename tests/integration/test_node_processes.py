@@ -20,9 +20,9 @@ class Asked:
         return True
 
 with Signals() as signals:
-    with ray_session(None, "r", 1, signals, lambda said: None, lambda: None):
+    with ray_session(None, "r", signals, lambda said: None):
         first = Asked.remote()
-        assert ray.get(first.works.remote())  # in the one that was started early
+        assert ray.get(first.works.remote())
         for process in psutil.Process().children(recursive=True):
             print(process.name(), *process.cmdline())
         raylet, = (p for p in psutil.Process().children() if p.name() == "raylet")
