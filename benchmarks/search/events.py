@@ -52,10 +52,16 @@ class Course:
         return min(losses, default=math.nan)
 
     @property
-    def warm_s(self) -> float:
-        """From when the first trial began to the last event of a trial: no start-up, no end."""
+    def warm(self) -> tuple[float, float]:
+        """When the first trial began and the last event of one was, by the clock: no start-up, no end."""
         times = [line["t"] for line in self.lines if "trial" in line]
-        return times[-1] - times[0] if times else math.nan
+        return (times[0], times[-1]) if times else (math.nan, math.nan)
+
+    @property
+    def warm_s(self) -> float:
+        """Seconds of that."""
+        began, ended = self.warm
+        return ended - began
 
     @property
     def first_step_s(self) -> float:

@@ -13,6 +13,7 @@ WARM_GOAL = 0.9
 MEMORY_GOAL = 0.5
 LOSS_GOAL = 1.01
 TIME_GOAL = 0.5
+DRIVER_GOAL = 0.02
 NEAR = 1.01
 """A loss is near the best one if it is at most this times it."""
 
@@ -52,6 +53,14 @@ def equal_figures(rounds: Rounds) -> list[Figure]:
         figures.append(
             _against(rounds, LIMIT, "time without start-up", warm, at_most(WARM_GOAL), note)
         )
+    shares = tuple(done.spent.own_share(*done.course.warm) for done in rounds[OURS])
+    figures.append(
+        Figure(
+            f"{OURS}: driver's share of the processor time without start-up",
+            shares,
+            at_most(DRIVER_GOAL),
+        )
+    )
     return figures + _shown(rounds)
 
 

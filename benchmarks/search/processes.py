@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -27,22 +28,50 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
+class Times:
+    """The processor time that a command has taken until a moment.
+
+    Attributes:
+        at: By the clock.
+        own_s: Of the process that was started.
+        all_s: Of this and all that it has started, as far as seen twice a second.
+    """
+
+    at: float
+    own_s: float
+    all_s: float
+
+
+@dataclass(frozen=True)
 class Spent:
     """What a command took.
 
     Attributes:
         started: By the clock.
         wall_s: Until it ended.
-        cpu_s: Of all its processes, as far as seen twice a second.
+        times: Twice a second.
         peak_mib: Of all its processes at one moment.
         code: Its exit code.
     """
 
     started: float
     wall_s: float
-    cpu_s: float
+    times: Sequence[Times]
     peak_mib: float
     code: int
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of all its processes."""
+        return self.times[-1].all_s
+
+    def own_share(self, began: float, ended: float) -> float:
+        """Return the share of the process that was started in the processor time between two moments."""
+        within = [times for times in self.times if began <= times.at <= ended]
+        if len(within) < 2:
+            return math.nan
+        first, last = within[0], within[-1]
+        return (last.own_s - first.own_s) / (last.all_s - first.all_s)
 
 
 def run_measured(
@@ -59,6 +88,7 @@ def run_measured(
     # Daemons of the command become children of this process, so that they are counted and ended.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     family = _Family()
+    times: list[Times] = []
     peak = 0.0
     with log.open("wb") as output:
         started, began = time.time(), time.perf_counter()
@@ -72,7 +102,7 @@ def run_measured(
             start_new_session=True,
         )
         for number in itertools.count():
-            family.note_times()
+            times.append(Times(time.time(), *family.cpu_s(child.pid)))
             if number % MEMORY_EVERY == 0:
                 peak = max(peak, family.memory())
             try:
@@ -84,7 +114,7 @@ def run_measured(
         wall = time.perf_counter() - began
     family.end()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-    return Spent(started, wall, family.cpu_s, peak / MIB, child.returncode)
+    return Spent(started, wall, times, peak / MIB, child.returncode)
 
 
 class _Family:
@@ -95,17 +125,14 @@ class _Family:
         self._before = set(self._us.children(recursive=True))
         self._times: dict[psutil.Process, float] = {}
 
-    @property
-    def cpu_s(self) -> float:
-        """Processor time of all, also of those that have ended since it was noted."""
-        return sum(self._times.values())
-
-    def note_times(self) -> None:
-        """Note the processor time of each."""
+    def cpu_s(self, pid: int) -> tuple[float, float]:
+        """Return the processor time of one of them and of all, also of those that have ended since."""
         for process in self._present():
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
                 times = process.cpu_times()
                 self._times[process] = times.user + times.system
+        own = sum(seconds for process, seconds in self._times.items() if process.pid == pid)
+        return own, sum(self._times.values())
 
     def memory(self) -> float:
         """Return the memory of all together, in bytes."""

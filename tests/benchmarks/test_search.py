@@ -15,7 +15,7 @@ from benchmarks.search.contestants import CONTESTANTS, LIMIT, OURS, Done
 from benchmarks.search.events import Course
 from benchmarks.search.figures import equal_figures, own_figures
 from benchmarks.search.ours import Scripted, study_file
-from benchmarks.search.processes import Spent, run_measured
+from benchmarks.search.processes import Spent, Times, run_measured
 from benchmarks.search.workload import COURSES, NUM_VALIDATIONS, Workload
 from hpo.spec import StudySpec
 
@@ -98,8 +98,20 @@ def test_times_of_a_search_are_from_its_command_and_warm_ones_from_its_first_tri
     assert EVENTS.seconds_to(1.9) == math.inf
 
 
+TIMES = [
+    Times(at, own, whole)
+    for at, own, whole in [(100, 0, 0), (111, 4, 5), (121, 4.1, 15), (130, 9, 20)]
+]
+
+
+def test_the_drivers_share_is_that_of_its_own_process_while_trials_train() -> None:
+    spent = Spent(100.0, 30.0, TIMES, 1.0, 0)
+    assert spent.own_share(*EVENTS.warm) == pytest.approx(0.1 / 10)
+    assert math.isnan(spent.own_share(112.0, 113.0))
+
+
 def done(wall_s: float, of: Course = EVENTS) -> Done:
-    return Done(Spent(100.0, wall_s, 1.0, 1.0, 0), of)
+    return Done(Spent(100.0, wall_s, TIMES, 1.0, 0), of)
 
 
 def test_goals_are_held_against_the_fastest_peer_and_the_limit() -> None:
@@ -108,6 +120,7 @@ def test_goals_are_held_against_the_fastest_peer_and_the_limit() -> None:
     assert goals == {
         f"wall time: {OURS} / fast": True,
         f"time without start-up: {OURS} / {LIMIT}": False,
+        f"{OURS}: driver's share of the processor time without start-up": True,
     }
 
 
@@ -131,7 +144,7 @@ def test_every_contestant_has_its_recipe_which_uses_nothing_of_ours() -> None:
 def test_what_a_command_and_its_processes_take_is_counted_and_nothing_is_left(
     tmp_path: Path,
 ) -> None:
-    child = "x = sum(range(10 ** 7)); print(x)"
+    child = "x = sum(range(5 * 10 ** 7)); print(x)"
     script = (
         "import subprocess, sys; b = bytearray(64 * 2**20); b[::4096] = b'1' * len(b[::4096]); "
         f"subprocess.run([sys.executable, '-c', {child!r}]); "
@@ -140,7 +153,8 @@ def test_what_a_command_and_its_processes_take_is_counted_and_nothing_is_left(
     spent = run_measured([sys.executable, "-c", script], tmp_path / "log", {}, tmp_path, 60)
     assert spent.code == 0
     assert spent.wall_s < 50
-    assert (tmp_path / "log").read_text().strip() == str(sum(range(10**7)))
+    assert 0 < spent.times[-1].own_s < spent.cpu_s
+    assert (tmp_path / "log").read_text().strip() == str(sum(range(5 * 10**7)))
     import psutil
 
     left = [p.cmdline() for p in psutil.Process().children(recursive=True) if p.is_running()]
