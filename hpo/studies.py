@@ -23,7 +23,7 @@ from hpo.storage.database import Database, Lock, shown
 from hpo.storage.row_shapes import readable, stored_spec, this_version
 from hpo.storage.rows import Rows
 from hpo.storage.stored_trials import StoredTrials
-from hpo.storage.study_rows import delete_study, insert_study
+from hpo.storage.study_rows import delete_study, insert_study, study_attribute
 from hpo.storage.summary import Summary, counts_by_study
 from search_spaces.problems import did_you_mean
 
@@ -129,9 +129,8 @@ class StudyRecord:
 
     def stop_requested(self, since: float) -> bool:
         """Return whether somebody has asked since a time by the database's clock."""
-        storage = self.database.storage
-        attrs = self.database.guarded(lambda: storage.get_study_system_attrs(self.study_id))
-        return float(attrs.get(STOP) or 0.0) >= since
+        asked_at = study_attribute(self.database, self.study_id, STOP)
+        return float(asked_at or 0.0) >= since
 
     def is_driven(self) -> bool:
         """Return whether a driver runs this study now, as far as anyone can tell."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 IDLE_S = 0.25
 """So long Tune's loop waits for something to happen before it turns again; by itself, 0.1 s."""
 
+NODES_POLL_S = 1.0
 RAY_POLL_S = 2.0
 STOP_POLL_S = 2.0
 SILENCE_POLL_S = 0.5
@@ -88,8 +89,8 @@ class Driver:
         self._poll_at = 0.0
         self._ray_at = 0.0
         self._silence_at = 0.0
-        self._slots_at = 0.0
-        self._slots = 0
+        self._nodes_at = 0.0
+        self._known_nodes: list[Node] = []
         self._places: Places | None = None
         self._stays = Stays(study, progress, self._leave, self._fail)
         gpu = study.spec.resources.gpu
@@ -127,17 +128,17 @@ class Driver:
         return Outcome(False, False, exhausted or "done")
 
     def _nodes(self) -> list[Node]:
+        """Return the nodes of the cluster as they were within the last second; they come and go."""
         import ray
 
-        return nodes_of(ray.nodes())
+        if time.monotonic() >= self._nodes_at:
+            self._nodes_at = time.monotonic() + NODES_POLL_S
+            self._known_nodes = nodes_of(ray.nodes())
+        return self._known_nodes
 
     def _num_slots(self) -> int:
-        """Return the places of the cluster as it is now; nodes come and go."""
-        if time.monotonic() >= self._slots_at:
-            self._slots_at = time.monotonic() + 1.0
-            self._slots = num_slots(self._nodes(), self._gpu)
-        limit = self._study.spec.max_concurrent
-        return self._slots if limit is None else min(self._slots, limit)
+        slots, limit = num_slots(self._nodes(), self._gpu), self._study.spec.max_concurrent
+        return slots if limit is None else min(slots, limit)
 
     def _check_holds_a_trial(self) -> None:
         nodes = self._nodes()

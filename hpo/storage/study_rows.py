@@ -33,6 +33,18 @@ STUDY_USER_ATTRIBUTES = cast(sa.Table, models.StudyUserAttributeModel.__table__)
 HEARTBEATS = cast(sa.Table, models.TrialHeartbeatModel.__table__)
 
 
+_ATTRIBUTE = sa.select(STUDY_ATTRIBUTES.c.value_json).where(
+    STUDY_ATTRIBUTES.c.study_id == sa.bindparam("study_id"),
+    STUDY_ATTRIBUTES.c.key == sa.bindparam("key"),
+)
+
+
+def study_attribute(database: Database, study_id: int, key: str) -> Any:
+    """Return an attribute of a study; None if it has none of that name."""
+    rows = database.ask(_ATTRIBUTE, {"study_id": study_id, "key": key})
+    return json.loads(rows[0].value_json) if rows else None
+
+
 def insert_study(
     database: Database, name: str, direction: StudyDirection, attributes: Mapping[str, Any]
 ) -> int | None:
