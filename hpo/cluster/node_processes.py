@@ -2,42 +2,45 @@
 
 That are the one that adds machines to a cluster, the dashboard's server (without the dashboard it only
 counts Ray's users), and the one that shows the workers' output to the driver, which we read from its
-files. The two agents of the node: one serves the dashboard, one makes the environments of their own that
-our actors do not ask for. And the workers that Ray starts early, one for each core: only hosts use one,
-and ``ray.init`` would wait for them. Each takes two thirds of a second of a processor while a run starts,
-and 50 MiB as long as it lasts. Ray has options for none of this in ``ray.init``. Seen in Ray 2.60,
-``Node.start_head_processes``, ``services.start_raylet``, and for the agents ``DashboardAgent.__init__``.
+files. Of the node's two agents the one that serves the dashboard, and the one that makes environments
+unless the run has one (under ``uv run``, in a job of Ray's, by a hook of the site). And the workers that
+Ray starts early, one for each core: only hosts use one, and ``ray.init`` would wait for them. Each takes
+two thirds of a second of a processor while a run starts, and 50 MiB as long as it lasts. Ray has options
+for none of this in ``ray.init``. Seen in Ray 2.60, ``Node.start_head_processes``,
+``services.start_raylet``, ``worker.init``, and for the agents ``DashboardAgent.__init__``.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from ray import _raylet
-from ray._private import services
+from ray._private import services, worker
 from ray._private.node import Node
 
 from hpo.cluster.replaced import replaced
 
 UNASKED = ("start_monitor", "start_api_server", "start_log_monitor")
 
-INSTEAD = {
-    "--num_prestart_python_workers": "0",
-    # The raylet insists on agents that live as long as itself. Their standard input ends with it.
-    "--dashboard_agent_command": "cat",
-    "--runtime_env_agent_command": "cat",
-}
-"""What the raylet is started with."""
+EARLY_WORKERS = "--num_prestart_python_workers"
+OF_ENVIRONMENTS = "--runtime_env_agent_command"
 
 _RAYLET: Any = _raylet  # it has no types for these
-AGENTS_PORTS = (
-    _RAYLET.METRICS_AGENT_PORT_NAME,
-    _RAYLET.METRICS_EXPORT_PORT_NAME,
-    _RAYLET.DASHBOARD_AGENT_LISTEN_PORT_NAME,
-    _RAYLET.RUNTIME_ENV_AGENT_PORT_NAME,
-)
+AGENTS = {
+    "--dashboard_agent_command": (
+        _RAYLET.METRICS_AGENT_PORT_NAME,
+        _RAYLET.METRICS_EXPORT_PORT_NAME,
+        _RAYLET.DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    ),
+    OF_ENVIRONMENTS: (_RAYLET.RUNTIME_ENV_AGENT_PORT_NAME,),
+}
+"""By the raylet's option: the ports that it waits for until it knows them."""
+
+IN_ITS_PLACE = "cat"
+"""The raylet insists on agents that live as long as itself. Their standard input ends with it."""
+
 NOT_IN_USE = -1
 """A port, as the agent of a Ray without a dashboard says it."""
 
@@ -53,24 +56,34 @@ def only_what_is_asked(wanted: bool) -> Iterator[None]:
         if wanted:
             for start in UNASKED:
                 left_out.enter_context(replaced(Node, start, _start_nothing))
-            popen = services.ConsolePopen
+            unasked = set(AGENTS)
+            modify, popen = worker._maybe_modify_runtime_env, services.ConsolePopen
+
+            def modify_noted(*args: Any) -> Any:
+                environment = modify(*args)
+                if environment:
+                    unasked.discard(OF_ENVIRONMENTS)
+                return environment
 
             def popen_with_little(command: Sequence[str], *args: Any, **options: Any) -> Any:
-                return popen(_with_little(command), *args, **options)
+                return popen(_with_little(command, unasked), *args, **options)
 
+            # What the run's environment is, is settled before the first process is started.
+            left_out.enter_context(replaced(worker, "_maybe_modify_runtime_env", modify_noted))
             left_out.enter_context(replaced(services, "ConsolePopen", popen_with_little))
         yield
 
 
-def _with_little(command: Sequence[str]) -> Sequence[str]:
-    """Return a command; if it is the raylet's, so that it starts no workers and no agents by itself."""
+def _with_little(command: Sequence[str], unasked: Collection[str]) -> Sequence[str]:
+    """Return a command; if it is the raylet's, so that it starts no early workers and no such agents."""
     parts = [part.partition("=") for part in command]
     given = {name: value for name, _, value in parts}
-    if not given.keys() >= INSTEAD.keys():
+    if not given.keys() >= {EARLY_WORKERS, *AGENTS}:
         return command
-    for port in AGENTS_PORTS:  # the raylet waits until it knows them
+    for port in (port for agent in unasked for port in AGENTS[agent]):
         _RAYLET.persist_port(given["--session_dir"], given["--node_id"], port, NOT_IN_USE)
-    return [f"{name}{between}{INSTEAD.get(name, value)}" for name, between, value in parts]
+    instead = {EARLY_WORKERS: "0", **dict.fromkeys(unasked, IN_ITS_PLACE)}
+    return [f"{name}{between}{instead.get(name, value)}" for name, between, value in parts]
 
 
 def _start_nothing(node: Node, **arguments: object) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.integration.command import ROOT
+from tests.new_process import printed_by
 
 LIST = """
 import psutil, ray
@@ -32,18 +29,37 @@ with Signals() as signals:
         print("agents left", sum(agent.is_running() for agent in agents), "of", len(agents))
 """
 
+WITH_AN_ENVIRONMENT = """
+import os, ray
+from hpo.cluster.session import ray_session
+from hpo.cluster.signals import Signals
+
+@ray.remote
+def seen():
+    return os.environ.get("HPO_TESTS_ENVIRONMENT")
+
+with Signals() as signals:
+    with ray_session(None, "r", signals, lambda said: None):
+        print(ray.get(seen.remote()))
+"""
+
+
+def environment_of_the_site(environment: object) -> dict[str, object]:
+    """A hook that gives every run of Ray an environment."""
+    return {"env_vars": {"HPO_TESTS_ENVIRONMENT": "the site's"}}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_that_has_an_environment_of_rays_gets_it() -> None:
+    hook = f"{__name__}.environment_of_the_site"
+    assert printed_by(WITH_AN_ENVIRONMENT, RAY_RUNTIME_ENV_HOOK=hook) == "the site's"
+
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_starts_no_process_of_ray_that_it_never_asks_and_none_outlives_the_raylet() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIST],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    names = sorted(line.split()[0] for line in done.stdout.splitlines()[:-1])
-    assert names == ["cat", "cat", "gcs_server", "ray::Asked", "raylet"], done.stdout
-    assert "agents left 0 of 2\n" in done.stdout
+    printed = printed_by(LIST)
+    names = sorted(line.split()[0] for line in printed.splitlines()[:-1])
+    assert names == ["cat", "cat", "gcs_server", "ray::Asked", "raylet"], printed
+    assert printed.endswith("agents left 0 of 2")
