@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from hpo.cluster.messages import HostSetup, Word
 from hpo.cluster.seats import Note, read_note
 from tests.fake_trainer import FakeTrainer
 from tests.integration.command import journal, wait_until
+from tests.new_process import printed_by
 from trainers.protocol import Report
 
 Options = dict[str, object]
@@ -113,8 +112,7 @@ def test_a_host_that_has_found_its_trainer_has_loaded_no_optuna() -> None:
         "from hpo.lookup import find_trainer; find_trainer('lora');"
         "print([m for m in ('optuna', 'sqlalchemy', 'search_spaces') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"
 
 
 def test_what_does_not_fit_waits_and_joins_when_one_has_ended(make_host: MakeHost) -> None:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.new_process import printed_by
 
 LOAD = "import sys; from hpo.cluster.tune_start import LATER, load_tune;"
 
 
-def done(code: str) -> str:
-    """Return what a process of its own prints."""
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def test_tune_is_loaded_without_what_only_its_tables_need() -> None:
     code = "load_tune(); print('ray.tune' in sys.modules, [m for m in LATER if m in sys.modules])"
-    assert done(LOAD + code) == "True []"
+    assert printed_by(LOAD + code) == "True []"
 
 
 def test_what_tune_needs_of_pandas_after_all_is_there_when_it_is_asked_for() -> None:
@@ -27,7 +20,7 @@ def test_what_tune_needs_of_pandas_after_all_is_there_when_it_is_asked_for() -> 
         "frame = progress_reporter.pd.DataFrame({'loss': [1.0]});"
         "import pandas, ray.data; print(type(frame) is pandas.DataFrame, callable(ray.data.range))"
     )
-    assert done(LOAD + code) == "True True"
+    assert printed_by(LOAD + code) == "True True"
 
 
 def test_pandas_that_is_there_already_is_used_and_stays() -> None:
@@ -35,7 +28,7 @@ def test_pandas_that_is_there_already_is_used_and_stays() -> None:
         "import pandas; load_tune(); from ray.tune import progress_reporter;"
         "print(progress_reporter.pd is pandas, sys.modules['pandas'] is pandas)"
     )
-    assert done(LOAD + code) == "True True"
+    assert printed_by(LOAD + code) == "True True"
 
 
 @pytest.mark.parametrize("named", ["pandas.api.types", "ray.data.block"])
@@ -45,4 +38,4 @@ def test_a_tune_that_needs_more_of_them_is_loaded_with_them(named: str) -> None:
         f"tune_start._load = lambda: (load(), importlib.import_module({named!r}));"
         f"load_tune(); print({named!r} in sys.modules)"
     )
-    assert done(LOAD + code) == "True"
+    assert printed_by(LOAD + code) == "True"

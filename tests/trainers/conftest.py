@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.new_process import printed_by
 from tests.tiny_model import CHAT_TEMPLATE, alpaca_rows, save_model, save_tokenizer
 
 WriteRows = Callable[..., Path]
@@ -100,5 +99,4 @@ def loaded_by_a_trainer(fixed: dict[str, object]) -> frozenset[str]:
         f"import sys; from trainers.lora import LoraTrainer; LoraTrainer({fixed!r});"
         "print(*sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return frozenset(done.stdout.split())
+    return frozenset(printed_by(code).split())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-import subprocess
-import sys
 import warnings
 
 import pytest
 
+from tests.new_process import printed_by
 from trainers.lora.options.answer_metrics import (
     REPORTED,
     check_metric_names,
@@ -44,8 +43,7 @@ def test_importing_the_names_loads_no_library() -> None:
         f"check_metric_names(['rouge', 'bleu', '{OWN}:echo']);"
         f"print([name for name in {libraries} if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"
 
 
 @pytest.mark.parametrize("name", REPORTED)

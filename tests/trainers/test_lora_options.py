@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from tests.new_process import printed_by
 from trainers.lora import LoraOptions
 
 BASE = {"model_name_or_path": "org/model", "train_file": "train.jsonl", "val_size": 0.1}
@@ -25,8 +24,7 @@ def test_importing_the_trainer_loads_no_torch() -> None:
         "LoraTrainer.Options.model_json_schema();"
         "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"
 
 
 def test_every_option_is_described() -> None:
